@@ -1,0 +1,273 @@
+// Backward of a whole stack (backpropagation through time), run by every worker of the team at once.
+//
+// Per layer, from the last to the first; chunk by chunk in reverse; step by step in reverse
+//   dh_t = dy_t + W_hh^T da_{t+1},   da_t = cell.backward(h_t, dh_t)
+// and, for all steps of a chunk as one product each,
+//   dx = da W_ih,   dW_ih += da^T x,   dW_hh += da^T h_{t-1},   db += sum of da.
+// The gradients of weights are split among the workers by output, never by sequence: no sum depends on how many
+// workers there are.
+
+template <class Cell, class S>
+class Backward {
+  using T = Compute<S>;
+  using L = Layer<S, BackwardArgs>;
+  static constexpr int G = Cell::gates;
+  static constexpr int64_t kLane = kLanes<T>;
+
+  struct Direction {
+    T* W_ih;      // panels of W_ih, gate by gate
+    T* W_hh;      // panels of W_hh, gate by gate
+    T* da[2];     // [rows of a chunk, G, Hp]: gradients of the pre-activations, of this chunk and of the one before
+    T* dh;        // [B, Hp]
+    T* panel;     // [workers, rows of a chunk, panel width]: right side of a weight gradient's product
+    const S** inputs;    // [workers, rows of a chunk]
+    const S** previous;  // [workers, rows of a chunk]
+  };
+
+ public:
+  explicit Backward(const BackwardArgs& args) : args(args), H(args.shape.H), Hp(round_up(H, kLane)) {
+    const Shape& s = args.shape;
+    const int64_t widest = s.L > 1 && s.D * H > s.I ? s.D * H : s.I;
+    chunk_rows = smaller(args.plan.backward_steps, args.seq.T) * args.seq.B;
+    lda = padded_stride<T>(G * Hp);
+    ldh = padded_stride<T>(Hp);
+    Workspace w{static_cast<char*>(args.workspace)};
+    for (int64_t d = 0; d < s.D; ++d) {
+      Direction& z = direction[d];
+      z.W_ih = w.take<T>(G * Panels<T>::elements(H, widest));
+      z.W_hh = w.take<T>(G * Panels<T>::elements(H, H));
+      for (T*& da : z.da) da = w.take<T>(chunk_rows * lda);
+      z.dh = w.take<T>(args.seq.B * ldh);
+      z.panel = w.take<T>(args.plan.threads * chunk_rows * kPanelWidth<T>);
+      z.inputs = w.take<const S*>(args.plan.threads * chunk_rows);
+      z.previous = w.take<const S*>(args.plan.threads * chunk_rows);
+    }
+    for (T*& dx : dx_below) dx = w.take<T>(s.L > 1 ? args.seq.R * s.D * H : 0);
+    bytes = w.used;
+  }
+
+  size_t workspace_bytes() const { return bytes; }
+
+  void run(const Team& team) {
+    const Roles roles(team, args.plan, args.shape.D);
+    const int64_t chunks = chunk_count(args.seq.T, args.plan.backward_steps);
+    for (int64_t l = args.shape.L - 1; l >= 0; --l) {
+      const L layer{args, l};
+      for (int64_t d = 0; d < args.shape.D; ++d) pack(layer, d, team);
+      if (args.shape.D > 1 && dx(l)) clear(dx(l), args.seq.R * layer.inputs(), team);
+      team.wait();
+      for (int64_t c = chunks - 1; c >= 0; --c) {
+        if (roles.loop.size > 0)
+          for (int64_t i = 0; i < roles.directions; ++i) loop(layer, roles.first_direction + i, nth(c), roles.loop);
+        if (c + 1 < chunks && roles.products.size > 0) products(layer, nth(c + 1), roles.products);
+        team.wait();
+      }
+      products(layer, nth(0), team);
+      team.wait();
+    }
+  }
+
+ private:
+  Chunk nth(int64_t c) const { return chunk(c, args.plan.backward_steps, args.seq.T); }
+  Panels<T> W_ih(const L& layer, int64_t d, int g) const {
+    const int64_t N = layer.inputs();
+    return {direction[d].W_ih + g * Panels<T>::elements(H, N), H, N};
+  }
+  Panels<T> W_hh(int64_t d, int g) const { return {direction[d].W_hh + g * Panels<T>::elements(H, H), H, H}; }
+
+  const S* output(int64_t l) const {
+    if (l == args.shape.L - 1) return static_cast<const S*>(args.y);
+    return static_cast<const S*>(args.hidden) + l * args.seq.R * args.shape.D * H;
+  }
+  // Gradient of layer l's input, [R, inputs]; null where nobody wants it.
+  T* dx(int64_t l) const { return l == 0 ? static_cast<T*>(args.dx) : dx_below[l % 2]; }
+
+  static void clear(T* p, int64_t n, const Team& team) {
+    const Range mine = team.part(n, 64);
+    for (int64_t i = mine.begin; i < mine.end; ++i) p[i] = 0;
+  }
+
+  void pack(const L& layer, int64_t d, const Team& team) {
+    const LayerWeights& w = layer.weights(d);
+    for (int g = 0; g < G; ++g) {
+      const auto rows_of = [&](const void* W, int64_t N) {
+        const S* first = static_cast<const S*>(W) + g * H * N;
+        return [first, N](int64_t k, int64_t n, int64_t count) { return load(first + k * N + n, count); };
+      };
+      const Panels<T> ih = W_ih(layer, d, g), hh = W_hh(d, g);
+      if (dx(layer.l)) pack_rows(ih, rows_of(w.W_ih, ih.N), team.part(ih.count()));
+      pack_rows(hh, rows_of(w.W_hh, H), team.part(hh.count()));
+    }
+  }
+
+  void loop(const L& layer, int64_t d, Chunk c, const Team& team) {
+    const Direction& z = direction[d];
+    const int64_t panels = (H + kPanelWidth<T> - 1) / kPanelWidth<T>;
+    const bool by_unit = args.plan.split == Split::hidden;
+    const Range sequences = by_unit ? Range{0, args.seq.B} : team.part(args.seq.B);
+    const Range mine = by_unit ? team.part(panels) : Range{0, panels};
+    T* here = z.da[c.index % 2];
+    const int64_t first = layer.rows(d, c).begin;
+    for (int64_t s = c.end - 1; s >= c.begin; --s) {
+      T* da = here + (layer.first_row(d, s) - first) * lda;
+      step(layer, d, s, da, da_of(layer, d, s + 1, c), sequences, mine);
+      if (by_unit) team.wait();
+    }
+    if (c.begin == 0 && args.dh_0) {
+      const Range all{0, layer.active(d, 0)};
+      recurrent_gradient(layer, d, da_of(layer, d, 0, c), all, sequences, mine);
+    }
+  }
+
+  // da of step s, which is in chunk c or the first step of the chunk after it; null past the end.
+  const T* da_of(const L& layer, int64_t d, int64_t s, Chunk c) const {
+    if (s >= args.seq.T) return nullptr;
+    const Chunk home = s < c.end ? c : nth(c.index + 1);
+    return direction[d].da[home.index % 2] + (layer.first_row(d, s) - layer.rows(d, home).begin) * lda;
+  }
+
+  void step(const L& layer, int64_t d, int64_t s, T* da, const T* da_next, Range sequences, Range panels) {
+    const Direction& z = direction[d];
+    const int64_t active = layer.active(d, s), next = layer.active(d, s + 1);
+    const int64_t row = layer.first_row(d, s), ld = layer.outputs();
+    const Range rows{sequences.begin, smaller(sequences.end, active)};
+    const int64_t going_on = smaller(rows.end, next);  // sequences before it have a later step
+    // Sequences that began at step s + 1 have nothing before it but h_0.
+    if (next > active && args.dh_0) recurrent_gradient(layer, d, da_next, {active, next}, sequences, panels);
+    if (rows.size() <= 0) return;
+
+    const bool last_layer = layer.l == args.shape.L - 1;
+    const S* y = output(layer.l) + row * ld + d * H;
+    const S* dy = last_layer && args.dy ? static_cast<const S*>(args.dy) + row * ld + d * H : nullptr;
+    const T* dy_above = last_layer ? nullptr : dx(layer.l + 1) + row * ld + d * H;
+    const S* mask = last_layer ? nullptr : L{args, layer.l + 1}.mask();
+    if (mask) mask += row * ld + d * H;
+    const int64_t together = going_on - rows.begin == 1 ? kSinglePanels : 1;
+    for (int64_t p = panels.begin; p < panels.end; p += together) {
+      const Range group{p, smaller(p + together, panels.end)};
+      const int64_t begin = p * kPanelWidth<T>, end = smaller(group.end * kPanelWidth<T>, H);
+      for (int64_t b = rows.begin; b < rows.end; ++b) {
+        const S* dh_n = b >= next ? layer.state(static_cast<const S*>(args.dh_n), d, b) : nullptr;
+        for (int64_t j = begin; j < end; j += kLane) {
+          Vec<T> dh{};
+          if (dy) dh = load(dy + b * ld + j, H - j);
+          if (dy_above) {
+            dh = load(dy_above + b * ld + j, H - j);
+            if (mask) dh *= load(mask + b * ld + j, H - j);
+          }
+          if (dh_n) dh += load(dh_n + j, H - j);
+          store(z.dh + b * ldh + j, dh);
+        }
+      }
+      for (int g = 0; g < G && going_on > rows.begin; ++g)
+        product<false>(z.dh + rows.begin * ldh, ldh, da_next + rows.begin * lda + g * Hp, lda, going_on - rows.begin,
+                       W_hh(d, g), group);
+      for (int64_t b = rows.begin; b < rows.end; ++b)
+        for (int64_t j = begin; j < end; j += kLane) {
+          Vec<T> gates[G];
+          Cell::backward(load(y + b * ld + j, H - j), load(z.dh + b * ldh + j), gates);
+          for (int g = 0; g < G; ++g) store(da + b * lda + g * Hp + j, gates[g]);
+        }
+    }
+  }
+
+  // dh_0 = da W_hh of the sequences in `which` that are this worker's; da is that of their first step.
+  void recurrent_gradient(const L& layer, int64_t d, const T* da, Range which, Range sequences, Range panels) {
+    const int64_t begin = which.begin > sequences.begin ? which.begin : sequences.begin;
+    const int64_t count = smaller(which.end, sequences.end) - begin;
+    if (count <= 0) return;
+    T* out = layer.state(static_cast<T*>(args.dh_0), d, begin);
+    const int64_t first = panels.begin * kPanelWidth<T>, last = smaller(panels.end * kPanelWidth<T>, H);
+    for (int64_t b = 0; b < count; ++b)
+      for (int64_t j = first; j < last; ++j) out[b * H + j] = 0;
+    for (int g = 0; g < G; ++g) product<false>(out, H, da + begin * lda + g * Hp, lda, count, W_hh(d, g), panels);
+  }
+
+  // Gradients of input and weights from the da of a chunk.
+  void products(const L& layer, Chunk c, const Team& team) {
+    for (int64_t d = 0; d < args.shape.D; ++d) {
+      const Range rows = layer.rows(d, c);
+      const T* da = direction[d].da[c.index % 2];
+      if (dx(layer.l)) input_gradient(layer, d, rows, da, team);
+      if (args.gradients) weight_gradients(layer, d, c, rows, da, team);
+      if (args.shape.D > 1) team.wait();  // both directions add to the same rows of dx
+    }
+  }
+
+  void input_gradient(const L& layer, int64_t d, Range rows, const T* da, const Team& team) {
+    const Range mine = team.part(rows.size(), kTileRows);
+    const int64_t N = layer.inputs();
+    T* out = dx(layer.l) + (rows.begin + mine.begin) * N;
+    if (args.shape.D == 1)
+      for (int64_t i = 0; i < mine.size() * N; ++i) out[i] = 0;
+    for (int g = 0; g < G; ++g) {
+      const Panels<T> W = W_ih(layer, d, g);
+      product<false>(out, N, da + mine.begin * lda + g * Hp, lda, mine.size(), W, Range{0, W.count()});
+    }
+  }
+
+  void weight_gradients(const L& layer, int64_t d, Chunk c, Range rows, const T* da, const Team& team) {
+    const Direction& z = direction[d];
+    const LayerGradients& out = args.gradients[layer.l * args.shape.D + d];
+    const int64_t K = layer.inputs(), width = kPanelWidth<T>;
+    const int64_t ih_panels = (K + width - 1) / width, hh_panels = (H + width - 1) / width;
+    const Range mine = team.part(ih_panels + hh_panels);
+    const bool first = c.end == args.seq.T;  // chunks come in reverse
+    T* panel = z.panel + team.rank * chunk_rows * width;
+    const S** inputs = z.inputs + team.rank * chunk_rows;
+    const S** previous = z.previous + team.rank * chunk_rows;
+    if (mine.begin < ih_panels) layer.input_rows(layer.l > 0 ? output(layer.l - 1) : nullptr, rows, inputs);
+    if (mine.end > ih_panels) previous_states(layer, d, c, previous);
+    for (int64_t p = mine.begin; p < mine.end; ++p) {
+      const bool ih = p < ih_panels;
+      const S* mask = ih ? layer.mask() : nullptr;
+      const S** sources = ih ? inputs : previous;
+      const int64_t N = ih ? K : H, column = (ih ? p : p - ih_panels) * width;
+      const Panels<T> B{panel, rows.size(), smaller(width, N - column)};
+      const auto row = [&](int64_t k, int64_t n, int64_t count) {
+        if (!sources[k]) return Vec<T>{};
+        const Vec<T> v = load(sources[k] + column + n, count);
+        return mask ? as_stored<S>(v * load(mask + (rows.begin + k) * N + column + n, count)) : v;
+      };
+      pack_rows(B, row, Range{0, 1});
+      T* dW = static_cast<T*>(ih ? out.dW_ih : out.dW_hh) + column;
+      if (first)
+        for (int64_t m = 0; m < G * H; ++m)
+          for (int64_t n = 0; n < B.N; ++n) dW[m * N + n] = 0;
+      for (int g = 0; g < G; ++g) product<true>(dW + g * H * N, N, da + g * Hp, lda, H, B, Range{0, 1});
+    }
+    if (args.shape.bias) bias_gradients(out, first, rows.size(), da, team);
+  }
+
+  void bias_gradients(const LayerGradients& out, bool first, int64_t rows, const T* da, const Team& team) {
+    const Range mine = team.part(H, kLane);
+    for (int g = 0; g < G; ++g)
+      for (int64_t j = mine.begin; j < mine.end; j += kLane) {
+        Vec<T> sum{};
+        for (int64_t r = 0; r < rows; ++r) sum += load(da + r * lda + g * Hp + j);
+        void* const both[] = {out.db_ih, out.db_hh};
+        for (void* db : both) {
+          T* p = static_cast<T*>(db) + g * H + j;
+          store(p, first ? sum : load(p, H - j) + sum, H - j);
+        }
+      }
+  }
+
+  // h_{t-1} of every row of the chunk; null where it is a zero initial state.
+  void previous_states(const L& layer, int64_t d, Chunk c, const S** out) const {
+    const int64_t ld = layer.outputs(), first = layer.rows(d, c).begin;
+    for (int64_t s = c.begin; s < c.end; ++s) {
+      const int64_t before = layer.active(d, s - 1), active = layer.active(d, s);
+      const S** row = out + layer.first_row(d, s) - first;
+      const S* y = before > 0 ? output(layer.l) + layer.first_row(d, s - 1) * ld + d * H : nullptr;
+      for (int64_t b = 0; b < active; ++b) row[b] = b < before ? y + b * ld : layer.h_0(d, b);
+    }
+  }
+
+  const BackwardArgs& args;
+  const int64_t H, Hp;
+  int64_t lda, ldh, chunk_rows;
+  size_t bytes;
+  Direction direction[2];
+  T* dx_below[2];
+};

@@ -1,0 +1,225 @@
+// Forward of a whole stack, run by every worker of the team at once.
+//
+// Per layer: pack the weights; then chunk by chunk  a = W_ih x_t + b_ih + b_hh  for all steps of the chunk as one
+// product, and step by step  a += W_hh h_{t-1},  h_t = cell(a).
+
+template <class Cell, class S>
+class Forward {
+  using T = Compute<S>;
+  static constexpr int G = Cell::gates;
+  static constexpr int64_t kLane = kLanes<T>;
+
+  struct Direction {
+    T* W_ih;     // panels of W_ih^T, gate by gate
+    T* W_hh;     // panels of W_hh^T, gate by gate
+    T* bias;     // [G, Hp]
+    T* a[2];     // [rows of a chunk, G, Hp]: pre-activations, of this chunk and of the next one
+    T* h[2];     // [B, Hp]: states before and after a step
+    T* input;    // [rows of a chunk, I]: the input where it does not lie as the product needs it
+    const S** rows;  // [rows of a chunk]
+  };
+
+ public:
+  explicit Forward(const ForwardArgs& args) : args(args), H(args.shape.H), Hp(round_up(H, kLane)) {
+    const Shape& s = args.shape;
+    const int64_t widest = s.L > 1 && s.D * H > s.I ? s.D * H : s.I;
+    const int64_t chunk_rows = smaller(args.plan.forward_steps, args.seq.T) * args.seq.B;
+    lda = padded_stride<T>(G * Hp);
+    ldh = padded_stride<T>(Hp);
+    ldi = padded_stride<T>(widest);
+    Workspace w{static_cast<char*>(args.workspace)};
+    for (int64_t d = 0; d < s.D; ++d) {
+      Direction& z = direction[d];
+      z.W_ih = args.plan.unpacked ? nullptr : w.take<T>(G * Panels<T>::elements(widest, H));
+      z.W_hh = args.plan.unpacked ? nullptr : w.take<T>(G * Panels<T>::elements(H, H));
+      z.bias = w.take<T>(G * Hp);
+      for (T*& a : z.a) a = w.take<T>(chunk_rows * lda);
+      for (T*& h : z.h) h = w.take<T>(args.seq.B * ldh);
+      z.input = w.take<T>(chunk_rows * ldi);
+      z.rows = w.take<const S*>(chunk_rows);
+    }
+    bytes = w.used;
+  }
+
+  size_t workspace_bytes() const { return bytes; }
+
+  void run(const Team& team) {
+    const Roles roles(team, args.plan, args.shape.D);
+    const int64_t chunks = chunk_count(args.seq.T, args.plan.forward_steps);
+    for (int64_t l = 0; l < args.shape.L; ++l) {
+      const Layer<S, ForwardArgs> layer{args, l};
+      for (int64_t d = 0; d < args.shape.D; ++d) pack(layer, d, team);
+      team.wait();
+      project(layer, nth(0), team);
+      team.wait();
+      for (int64_t c = 0; c < chunks; ++c) {
+        if (roles.loop.size > 0)
+          for (int64_t i = 0; i < roles.directions; ++i) loop(layer, roles.first_direction + i, nth(c), roles.loop);
+        if (c + 1 < chunks && roles.products.size > 0) project(layer, nth(c + 1), roles.products);
+        team.wait();
+      }
+    }
+  }
+
+ private:
+  using L = Layer<S, ForwardArgs>;
+
+  Chunk nth(int64_t c) const { return chunk(c, args.plan.forward_steps, args.seq.T); }
+  Panels<T> W_ih(const L& layer, int64_t d, int g) const {
+    const int64_t K = layer.inputs();
+    return {direction[d].W_ih + g * Panels<T>::elements(K, H), K, H};
+  }
+  Panels<T> W_hh(int64_t d, int g) const { return {direction[d].W_hh + g * Panels<T>::elements(H, H), H, H}; }
+
+  S* output(int64_t l) const {  // [R, D*H]
+    if (l == args.shape.L - 1) return static_cast<S*>(args.y);
+    return static_cast<S*>(args.hidden) + l % args.hidden_slots * args.seq.R * args.shape.D * H;
+  }
+
+  void pack(const L& layer, int64_t d, const Team& team) {
+    const LayerWeights& w = layer.weights(d);
+    if (team.rank == 0) {
+      T* bias = direction[d].bias;
+      for (int64_t i = 0; i < G * Hp; ++i) bias[i] = 0;
+      if (args.shape.bias)
+        for (int g = 0; g < G; ++g)
+          for (int64_t j = 0; j < H; ++j)
+            bias[g * Hp + j] = widen(static_cast<const S*>(w.b_ih)[g * H + j]) +
+                               widen(static_cast<const S*>(w.b_hh)[g * H + j]);
+    }
+    if (args.plan.unpacked) return;
+    for (int g = 0; g < G; ++g) {
+      const Panels<T> ih = W_ih(layer, d, g), hh = W_hh(d, g);
+      pack_transposed(ih, static_cast<const S*>(w.W_ih) + g * H * ih.K, ih.K, team.part(ih.count()));
+      pack_transposed(hh, static_cast<const S*>(w.W_hh) + g * H * H, H, team.part(hh.count()));
+    }
+  }
+
+  // a = W_ih x + b for the rows of a chunk.
+  void project(const L& layer, Chunk c, const Team& team) {
+    for (int64_t d = 0; d < args.shape.D; ++d) {
+      const Direction& z = direction[d];
+      const Range all = layer.rows(d, c), mine = team.part(all.size(), kTileRows);
+      if (mine.size() == 0) continue;
+      T* a = z.a[c.index % 2] + mine.begin * lda;
+      for (int64_t r = 0; r < mine.size(); ++r)
+        for (int64_t j = 0; j < G * Hp; j += kLane) store(a + r * lda + j, load(z.bias + j));
+      int64_t ldx;
+      const T* x = input(layer, z, all, mine, ldx);
+      for (int g = 0; g < G; ++g) {
+        if (args.plan.unpacked) {
+          const int64_t K = layer.inputs();
+          dot_product(a + g * Hp, lda, x, ldx, mine.size(), static_cast<const S*>(layer.weights(d).W_ih) + g * H * K, K,
+                      K, Range{0, H});
+        } else {
+          const Panels<T> W = W_ih(layer, d, g);
+          product<false>(a + g * Hp, lda, x, ldx, mine.size(), W, Range{0, W.count()});
+        }
+      }
+    }
+  }
+
+  // The input rows `mine` of the chunk's rows `all` as a matrix with row stride ldx: in place where they already
+  // are one, else copied.
+  const T* input(const L& layer, const Direction& z, Range all, Range mine, int64_t& ldx) {
+    const int64_t K = layer.inputs();
+    const S* below = layer.l > 0 ? output(layer.l - 1) : nullptr;
+    const S** rows = z.rows + mine.begin;
+    const Range absolute{all.begin + mine.begin, all.begin + mine.end};
+    layer.input_rows(below, absolute, rows);
+    const S* mask = layer.mask();
+    if constexpr (sizeof(S) == sizeof(T)) {
+      ldx = layer.input_stride();
+      if (!mask && (ldx > 0 || mine.size() == 1)) return rows[0];
+    }
+    ldx = ldi;
+    T* x = z.input + mine.begin * ldi;
+    for (int64_t r = 0; r < mine.size(); ++r)
+      for (int64_t k = 0; k < K; k += kLane) {
+        Vec<T> v = load(rows[r] + k, K - k);
+        if (mask) v = as_stored<S>(v * load(mask + (absolute.begin + r) * K + k, K - k));
+        store(x + r * ldi + k, v);
+      }
+    return x;
+  }
+
+  void loop(const L& layer, int64_t d, Chunk c, const Team& team) {
+    const Direction& z = direction[d];
+    const int64_t panels = (H + kPanelWidth<T> - 1) / kPanelWidth<T>;
+    const bool by_unit = args.plan.split == Split::hidden;
+    const Range sequences = by_unit ? Range{0, args.seq.B} : team.part(args.seq.B);
+    const Range mine = by_unit ? team.part(panels) : Range{0, panels};
+    const int64_t first = layer.rows(d, c).begin;
+    if (c.begin == 0) {
+      begin(layer, d, {0, layer.active(d, 0)}, z.h[0], sequences, mine);
+      if (by_unit) team.wait();
+    }
+    for (int64_t s = c.begin; s < c.end; ++s) {
+      const int64_t row = layer.first_row(d, s);
+      const int64_t active = layer.active(d, s), next = layer.active(d, s + 1);
+      T* a = z.a[c.index % 2] + (row - first) * lda;
+      step(layer, d, row, a, z.h[s % 2], z.h[(s + 1) % 2], {sequences.begin, smaller(sequences.end, active)}, mine);
+      finish(layer, d, {next, active}, z.h[(s + 1) % 2], sequences, mine);
+      begin(layer, d, {active, next}, z.h[(s + 1) % 2], sequences, mine);
+      if (by_unit) team.wait();
+    }
+  }
+
+  // Step of the sequences [rows.begin, rows.end) and the units of `panels`; `row` is that of sequence 0.
+  void step(const L& layer, int64_t d, int64_t row, T* a, const T* h, T* h_next, Range rows, Range panels) {
+    if (rows.size() <= 0) return;
+    const int64_t ldy = layer.outputs();
+    S* y = output(layer.l) + row * ldy + d * H;
+    const int64_t together = rows.size() == 1 ? kSinglePanels : 1;
+    for (int64_t p = panels.begin; p < panels.end; p += together) {
+      const Range group{p, smaller(p + together, panels.end)};
+      const int64_t begin = p * kPanelWidth<T>, end = smaller(group.end * kPanelWidth<T>, H);
+      for (int g = 0; g < G; ++g) {
+        T* c = a + rows.begin * lda + g * Hp;
+        if (args.plan.unpacked)
+          dot_product(c, lda, h + rows.begin * ldh, ldh, rows.size(),
+                      static_cast<const S*>(layer.weights(d).W_hh) + g * H * H, H, H, Range{begin, end});
+        else
+          product<false>(c, lda, h + rows.begin * ldh, ldh, rows.size(), W_hh(d, g), group);
+      }
+      for (int64_t b = rows.begin; b < rows.end; ++b)
+        for (int64_t j = begin; j < end; j += kLane) {
+          Vec<T> gates[G];
+          for (int g = 0; g < G; ++g) gates[g] = load(a + b * lda + g * Hp + j);
+          const Vec<T> out = as_stored<S>(Cell::forward(gates));
+          store(h_next + b * ldh + j, out);
+          store(y + b * ldy + j, out, H - j);
+        }
+    }
+  }
+
+  // h_0 of the sequences in `which` that are this worker's goes into h.
+  void begin(const L& layer, int64_t d, Range which, T* h, Range sequences, Range panels) {
+    for_units(which, sequences, panels, [&](int64_t b, int64_t j) {
+      const S* h_0 = layer.h_0(d, b);
+      store(h + b * ldh + j, h_0 ? load(h_0 + j, H - j) : Vec<T>{});
+    });
+  }
+
+  // Sequences in `which` have had their last step: h is their final state.
+  void finish(const L& layer, int64_t d, Range which, const T* h, Range sequences, Range panels) {
+    for_units(which, sequences, panels, [&](int64_t b, int64_t j) {
+      store(layer.state(static_cast<S*>(args.h_n), d, b) + j, load(h + b * ldh + j), H - j);
+    });
+  }
+
+  template <class Do>
+  void for_units(Range which, Range sequences, Range panels, Do act) {
+    const int64_t begin = which.begin > sequences.begin ? which.begin : sequences.begin;
+    const int64_t end = smaller(which.end, sequences.end);
+    const int64_t last = smaller(panels.end * kPanelWidth<T>, H);
+    for (int64_t b = begin; b < end; ++b)
+      for (int64_t j = panels.begin * kPanelWidth<T>; j < last; j += kLane) act(b, j);
+  }
+
+  const ForwardArgs& args;
+  const int64_t H, Hp;
+  int64_t lda, ldh, ldi;
+  size_t bytes;
+  Direction direction[2];
+};

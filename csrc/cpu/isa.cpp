@@ -1,0 +1,85 @@
+#include "isa.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace rnn_ext {
+namespace {
+
+#if defined(__x86_64__)
+// XCR0: the registers that the operating system saves on a task switch. A processor may have AVX-512 while the
+// system (or the hypervisor) does not save its registers: using them then is an illegal instruction.
+unsigned saved_registers() {
+  unsigned low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return low;
+}
+
+bool has(unsigned word, unsigned bits) { return (word & bits) == bits; }
+
+Isa probe() {
+  constexpr unsigned ymm_saved = 0x06;   // SSE and AVX state
+  constexpr unsigned zmm_saved = 0xe6;   // and opmask, upper ZMM halves, ZMM16 to ZMM31
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !has(c, bit_OSXSAVE | bit_AVX | bit_FMA | bit_F16C)) return Isa::baseline;
+  const unsigned saved = saved_registers();
+  if (!has(saved, ymm_saved)) return Isa::baseline;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !has(b, bit_AVX2 | bit_BMI2)) return Isa::baseline;
+  if (!has(saved, zmm_saved)) return Isa::avx2;
+  return has(b, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL) ? Isa::avx512 : Isa::avx2;
+}
+#else
+Isa probe() { return Isa::baseline; }
+#endif
+
+std::string_view cap_text() {
+  const char* text = std::getenv("RNN_EXT_ISA");
+  return text == nullptr ? "" : text;
+}
+
+std::optional<Isa> cap() {
+  for (Isa isa : all_isas)
+    if (cap_text() == name(isa)) return isa;
+  return std::nullopt;
+}
+
+}  // namespace
+
+const char* name(Isa isa) {
+  switch (isa) {
+    case Isa::baseline: return "baseline";
+    case Isa::avx2: return "avx2";
+    case Isa::avx512: return "avx512";
+  }
+  return "unknown";
+}
+
+Isa detect() {
+  static const Isa isa = probe();
+  return isa;
+}
+
+Isa active() {
+  static const Isa isa = std::min(detect(), cap().value_or(detect()));
+  return isa;
+}
+
+const char* cap_error() {
+  if (cap_text().empty() || cap()) return nullptr;
+  static const std::string text = [] {
+    std::string known;
+    for (Isa isa : all_isas) known += (known.empty() ? "" : ", ") + std::string(name(isa));
+    return "RNN_EXT_ISA=" + std::string(cap_text()) + " names no instruction set: it must be one of " + known +
+           " (a cap: the best set up to it that the machine has is used), or be left unset";
+  }();
+  return text.c_str();
+}
+
+}  // namespace rnn_ext

@@ -1,0 +1,26 @@
+// The kernels of every instruction set, and how one is found.
+#pragma once
+#include "../cells/cell.h"
+#include "../params.h"
+#include "isa.h"
+
+namespace rnn_ext {
+
+constexpr int kDTypes = 3;
+
+struct KernelTable {
+  Kernel kernel[int(CellKind::count)][kDTypes];
+  int vector_bytes;
+};
+
+namespace isa_baseline {
+const KernelTable& table();
+}
+namespace isa_avx2 {
+const KernelTable& table();
+}
+namespace isa_avx512 {
+const KernelTable& table();
+}
+
+}  // namespace rnn_ext

@@ -1,0 +1,52 @@
+// All kernels of one instruction set; compiled once for each with its flags and its namespace. Includes neither
+// torch nor standard containers: of an inline function shared with other files the linker keeps one copy, and that
+// might be the one with instructions that the machine lacks.
+#include <stddef.h>
+#include <stdint.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include "kernel_table.h"
+#include "team.h"
+
+namespace rnn_ext::RNN_EXT_ISA_NAMESPACE {
+namespace {
+
+#include "vec.h"
+#include "math.h"
+#include "../cells/rnn.h"
+#include "product.h"
+#include "layer.h"
+#include "forward.h"
+#include "backward.h"
+
+template <class Cell, int kGates, class S>
+constexpr Kernel kernel_of() {
+  static_assert(Cell::gates == kGates, "the list of cells and the cell disagree");
+  return {
+      [](const ForwardArgs& args) { return Forward<Cell, S>(args).workspace_bytes(); },
+      [](const ForwardArgs& args, const Team& team) { Forward<Cell, S>(args).run(team); },
+      [](const BackwardArgs& args) { return Backward<Cell, S>(args).workspace_bytes(); },
+      [](const BackwardArgs& args, const Team& team) { Backward<Cell, S>(args).run(team); },
+  };
+}
+
+}  // namespace
+
+const KernelTable& table() {
+  static constexpr KernelTable all = {
+      {
+#define RNN_EXT_KERNELS(name, type, count) \
+  {kernel_of<type, count, float>(), kernel_of<type, count, double>(), kernel_of<type, count, bfloat16>()},
+          RNN_EXT_CELLS(RNN_EXT_KERNELS)
+#undef RNN_EXT_KERNELS
+      },
+      kVectorBytes,
+  };
+  return all;
+}
+
+}  // namespace rnn_ext::RNN_EXT_ISA_NAMESPACE

@@ -1,0 +1,123 @@
+// What forward and backward of one layer share: where its rows lie in memory, in which order the steps run, who
+// works on what, and the workspace.
+
+// Hands out aligned pieces of the workspace; with no memory behind it, it only counts.
+struct Workspace {
+  char* base;
+  size_t used = 0;
+
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = reinterpret_cast<T*>(base + used);
+    used += round_up(count * int64_t(sizeof(T)), 64);
+    return base ? piece : nullptr;
+  }
+};
+
+// Rounds to the storage type, as if stored and loaded again.
+template <class S>
+inline Vec<Compute<S>> as_stored(Vec<Compute<S>> v) {
+  if constexpr (sizeof(S) == sizeof(Compute<S>)) {
+    return v;
+  } else {
+    S lanes[kLanes<Compute<S>>];
+    store(lanes, v);
+    return load(lanes);
+  }
+}
+
+// Steps [begin, end) in the order in which a direction runs them; a chunk of the sequence.
+struct Chunk {
+  int64_t index, begin, end;
+};
+
+// Args is ForwardArgs or BackwardArgs.
+template <class S, class Args>
+struct Layer {
+  using T = Compute<S>;
+  const Args& args;
+  int64_t l;  // layer
+
+  int64_t outputs() const { return args.shape.D * args.shape.H; }
+  int64_t inputs() const { return l == 0 ? args.shape.I : outputs(); }
+  const LayerWeights& weights(int64_t d) const { return args.weights[l * args.shape.D + d]; }
+
+  // The time step that direction d runs as its s-th.
+  int64_t time(int64_t d, int64_t s) const { return d == 0 ? s : args.seq.T - 1 - s; }
+  // Sequences that take part in the s-th step; none before the first and after the last.
+  int64_t active(int64_t d, int64_t s) const {
+    return s < 0 || s >= args.seq.T ? 0 : args.seq.active(time(d, s));
+  }
+  int64_t first_row(int64_t d, int64_t s) const { return args.seq.first_row(time(d, s)); }
+
+  // The rows of a chunk are neighbours in both directions.
+  Range rows(int64_t d, Chunk c) const {
+    const int64_t first = time(d, d == 0 ? c.begin : c.end - 1), last = time(d, d == 0 ? c.end - 1 : c.begin);
+    return {args.seq.first_row(first), args.seq.first_row(last) + args.seq.active(last)};
+  }
+
+  // State of sequence b in `states` [L*D, B, H]; null where there are none.
+  template <class P>
+  P* state(P* states, int64_t d, int64_t b) const {
+    return states ? states + ((l * args.shape.D + d) * args.seq.B + b) * args.shape.H : nullptr;
+  }
+  const S* h_0(int64_t d, int64_t b) const { return state(static_cast<const S*>(args.h_0), d, b); }
+
+  // Dropout mask of this layer's input, row by row; null for none.
+  const S* mask() const { return l == 0 || !args.masks ? nullptr : static_cast<const S*>(args.masks[l - 1]); }
+
+  // Where the rows [rows.begin, rows.end) of the layer's input lie; `below` is the output of the layer below.
+  void input_rows(const S* below, Range rows, const S** out) const {
+    if (l > 0) {
+      for (int64_t r = rows.begin; r < rows.end; ++r) *out++ = below + r * outputs();
+    } else {
+      const S* x = static_cast<const S*>(args.x);
+      if (args.seq.batch_sizes) {
+        for (int64_t r = rows.begin; r < rows.end; ++r) *out++ = x + r * args.x_row;
+      } else {
+        int64_t t = rows.begin / args.seq.B, b = rows.begin % args.seq.B;
+        for (int64_t r = rows.begin; r < rows.end; ++r) {
+          *out++ = x + t * args.x_step + b * args.x_row;
+          if (++b == args.seq.B) b = 0, ++t;
+        }
+      }
+    }
+  }
+
+  // Their common distance in elements if they lie at equal ones, else 0.
+  int64_t input_stride() const {
+    if (l > 0) return outputs();
+    const bool equal = args.seq.batch_sizes || args.seq.B == 1 || args.x_step == args.seq.B * args.x_row;
+    return !equal ? 0 : args.seq.batch_sizes || args.seq.B > 1 ? args.x_row : args.x_step;
+  }
+};
+
+// Loops and large products run at the same time: while a chunk is in its time loop, the products of a neighbouring
+// one are computed. Where the loop cannot use all workers, one takes the loop and the others the products.
+struct Roles {
+  Team loop;       // divides the time loop as the plan says; size 0 for a worker that has no part in it
+  Team products;   // size 0 likewise
+  int64_t first_direction, directions;  // those whose loop this worker takes part in
+
+  Roles(const Team& all, const Plan& plan, int64_t D) : loop(all), products(all), first_direction(0), directions(D) {
+    if (all.size == 1) return;
+    if (plan.split_directions) {
+      loop = all.half();
+      first_direction = all.half_of();
+      directions = 1;
+    }
+    if (plan.split == Split::none && loop.size > 1) {
+      if (loop.rank > 0) loop.size = 0;
+      else loop.size = 1;
+      if (!plan.split_directions) {
+        if (all.rank == 0) products.size = 0;
+        else products = Team{all.rank - 1, all.size - 1, all.barrier + 3};
+      }
+    }
+  }
+};
+
+inline int64_t chunk_count(int64_t T, int64_t steps) { return (T + steps - 1) / steps; }
+inline Chunk chunk(int64_t index, int64_t steps, int64_t T) {
+  return {index, index * steps, smaller((index + 1) * steps, T)};
+}

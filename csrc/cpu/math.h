@@ -1,0 +1,53 @@
+// Vector functions. Errors are in units in the last place, over the whole range of the type.
+
+// 2^n for the integer that `shifted` = n + magic holds in its low bits.
+inline VecF exp2_of(VecF shifted) { return (VecF)(((IntVec<float>)shifted + 127) << 23); }
+inline VecD exp2_of(VecD shifted) { return (VecD)(((IntVec<double>)shifted + 1023) << 52); }
+
+template <class T>
+struct ExpConstants;
+template <>
+struct ExpConstants<float> {
+  static constexpr float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float log2e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+  static constexpr int degree = 8;            // remainder of the series below 2^-31 on |r| <= ln(2)/2
+  static constexpr float tanh_is_one = 9.1f;  // beyond it tanh rounds to 1
+};
+template <>
+struct ExpConstants<double> {
+  static constexpr double magic = 6755399441055744.;  // 1.5 * 2^52
+  static constexpr double log2e = 1.4426950408889634, ln2_high = 6.93147180369123816490e-01,
+                          ln2_low = 1.90821492927058770002e-10;
+  static constexpr int degree = 13;  // remainder below 2^-56
+  static constexpr double tanh_is_one = 19.1;
+};
+
+// exp(x) - 1 for 0 <= x <= 2 * tanh_is_one. x = n ln 2 + r; exp(r) - 1 by its series, so that small x keep
+// all their digits.
+template <class T>
+inline Vec<T> expm1_positive(Vec<T> x) {
+  using K = ExpConstants<T>;
+  const Vec<T> shifted = fma(x, splat<T>(K::log2e), splat<T>(K::magic));
+  const Vec<T> n = shifted - K::magic;
+  const Vec<T> r = fma(n, splat<T>(-K::ln2_low), fma(n, splat<T>(-K::ln2_high), x));
+  T coefficient[K::degree + 1] = {1, 1};
+  for (int k = 2; k <= K::degree; ++k) coefficient[k] = coefficient[k - 1] / T(k);
+  Vec<T> p = splat<T>(coefficient[K::degree]);
+  for (int k = K::degree - 1; k >= 2; --k) p = fma(p, r, splat<T>(coefficient[k]));
+  p = fma(p * r, r, r);
+  const Vec<T> scale = exp2_of(shifted);
+  return fma(scale, p, scale - 1);
+}
+
+// tanh(x) = sign(x) e / (e + 2), e = exp(2|x|) - 1. NaN stays NaN.
+template <class T>
+inline Vec<T> tanh_of(Vec<T> x) {
+  const Vec<T> size = x < Vec<T>{} ? -x : x;
+  const T one = ExpConstants<T>::tanh_is_one;
+  const Vec<T> e = expm1_positive<T>(2 * (size > splat<T>(one) ? splat<T>(one) : size));
+  const Vec<T> y = e / (e + 2);
+  const IntVec<T> sign = (IntVec<T>)splat<T>(T(-0.0));
+  return (Vec<T>)((IntVec<T>)y | ((IntVec<T>)x & sign));
+}
+inline VecF tanh(VecF x) { return tanh_of<float>(x); }
+inline VecD tanh(VecD x) { return tanh_of<double>(x); }

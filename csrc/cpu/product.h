@@ -1,0 +1,183 @@
+// Matrix products on packed panels.
+//
+// The order of every sum is fixed: k runs in blocks of kBlock; inside a block one chain of fma from zero, in the
+// order of k; the blocks are added to C one after the other. So an element of C depends on its own row of A and
+// column of B alone: not on the size of the batch, its place in it, the panel width or the number of threads.
+
+constexpr int64_t kBlock = 256;
+template <class T>
+constexpr int64_t kPanelWidth = kPanelVectors * kLanes<T>;
+constexpr int kSinglePanels = 8 / kPanelVectors;  // panels side by side where one row alone has too few chains
+
+constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Row stride for n elements: whole vectors, and one cache line more where rows would otherwise compete for the
+// same sets of the cache.
+template <class T>
+constexpr int64_t padded_stride(int64_t n) {
+  const int64_t stride = round_up(n, kLanes<T>);
+  return stride * sizeof(T) % 1024 == 0 ? stride + 64 / int64_t(sizeof(T)) : stride;
+}
+
+// B[K, N] cut into panels of kPanelWidth columns, each [K, width] contiguous; the last one is only as wide as its
+// vectors, zeros filling it up.
+template <class T>
+struct Panels {
+  T* data;
+  int64_t K, N;
+
+  int64_t count() const { return (N + kPanelWidth<T> - 1) / kPanelWidth<T>; }
+  T* panel(int64_t p) const { return data + p * K * kPanelWidth<T>; }
+  int64_t columns(int64_t p) const { return smaller(kPanelWidth<T>, N - p * kPanelWidth<T>); }
+  int64_t width(int64_t p) const { return round_up(columns(p), kLanes<T>); }
+  static int64_t elements(int64_t K, int64_t N) { return K * round_up(N, kPanelWidth<T>); }
+};
+
+// B[k, n] = W[n, k]: the panels of a product with the transpose of W [N, K].
+template <class T, class S>
+void pack_transposed(const Panels<T>& B, const S* W, int64_t ldw, Range panels) {
+  for (int64_t p = panels.begin; p < panels.end; ++p) {
+    const int64_t width = B.width(p), columns = B.columns(p);
+    T* out = B.panel(p);
+    const S* rows = W + p * kPanelWidth<T> * ldw;
+    for (int64_t k0 = 0; k0 < B.K; k0 += 16) {
+      const int64_t k1 = smaller(k0 + 16, B.K);
+      for (int64_t n = 0; n < columns; ++n)
+        for (int64_t k = k0; k < k1; ++k) out[k * width + n] = widen(rows[n * ldw + k]);
+      for (int64_t n = columns; n < width; ++n)
+        for (int64_t k = k0; k < k1; ++k) out[k * width + n] = 0;
+    }
+  }
+}
+
+// B[k, n] = row(k)[n]; a null row is zeros.
+template <class T, class Row>
+void pack_rows(const Panels<T>& B, Row row, Range panels) {
+  for (int64_t p = panels.begin; p < panels.end; ++p) {
+    const int64_t width = B.width(p), columns = B.columns(p);
+    for (int64_t k = 0; k < B.K; ++k) {
+      T* out = B.panel(p) + k * width;
+      for (int64_t n = 0; n < width; n += kLanes<T>) store(out + n, row(k, p * kPanelWidth<T> + n, columns - n));
+    }
+  }
+}
+
+// C[M, N] += A[M, K] B[K, N] for M rows and N = NP panels of NV vectors, one block of k.
+// A[m, k] lies at A[m*lda + k], or at A[k*lda + m] where A is the transpose of what is stored.
+template <class T, int M, int NV, int NP, bool kTransposedA>
+void tile(int64_t K, const T* A, int64_t lda, const T* B, int64_t panel_stride, T* C, int64_t ldc, int64_t columns) {
+  constexpr int kVectors = NV * NP;
+  Vec<T> sum[M][kVectors];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) sum[m][v] = Vec<T>{};
+  for (int64_t k = 0; k < K; ++k) {
+    Vec<T> b[kVectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v)
+      b[v] = load(B + (v / NV) * panel_stride + (k * NV + v % NV) * kLanes<T>);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const Vec<T> a = splat<T>(kTransposedA ? A[k * lda + m] : A[m * lda + k]);
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) sum[m][v] = fma(a, b[v], sum[m][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+    T* row = C + m * ldc;
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors - 1; ++v) store(row + v * kLanes<T>, load(row + v * kLanes<T>) + sum[m][v]);
+    constexpr int last = (kVectors - 1) * kLanes<T>;
+    store(row + last, load(row + last, columns - last) + sum[m][kVectors - 1], columns - last);
+  }
+}
+
+template <class T, int NV, bool kTransposedA, class... Args>
+inline void tile_of_rows(int64_t M, Args... args) {
+  switch (M) {
+    case 1: return tile<T, 1, NV, 1, kTransposedA>(args...);
+    case 2: return tile<T, 2, NV, 1, kTransposedA>(args...);
+    case 3: return tile<T, 3, NV, 1, kTransposedA>(args...);
+    case 4: return tile<T, 4, NV, 1, kTransposedA>(args...);
+    case 5: return tile<T, 5, NV, 1, kTransposedA>(args...);
+    default: return tile<T, kTileRows, NV, 1, kTransposedA>(args...);
+  }
+}
+
+template <class T, bool kTransposedA, class... Args>
+inline void tile_of_size(int64_t M, int64_t vectors, Args... args) {
+  static_assert(kPanelVectors == 2 || kPanelVectors == 4);
+  if (vectors == 1) return tile_of_rows<T, 1, kTransposedA>(M, args...);
+  if (vectors == 2) return tile_of_rows<T, 2, kTransposedA>(M, args...);
+  if constexpr (kPanelVectors == 4) {
+    if (vectors == 3) return tile_of_rows<T, 3, kTransposedA>(M, args...);
+    return tile_of_rows<T, 4, kTransposedA>(M, args...);
+  }
+}
+
+// C[M, columns of the panels] += A[M, K] B. C points at column 0 of B.
+template <bool kTransposedA, class T>
+void product(T* C, int64_t ldc, const T* A, int64_t lda, int64_t M, const Panels<T>& B, Range panels) {
+  if (M <= 0) return;
+  const int64_t tiles = (M + kTileRows - 1) / kTileRows;  // of nearly equal height
+  for (int64_t p = panels.begin; p < panels.end;) {
+    const bool side_by_side = M == 1 && p + kSinglePanels <= panels.end &&
+                              B.width(p + kSinglePanels - 1) == kPanelWidth<T>;
+    const int64_t width = B.width(p), panel_stride = B.K * kPanelWidth<T>;
+    const int64_t last = side_by_side ? p + kSinglePanels - 1 : p;
+    const int64_t columns = (last - p) * kPanelWidth<T> + B.columns(last);
+    for (int64_t k0 = 0; k0 < B.K; k0 += kBlock) {
+      const int64_t K = smaller(kBlock, B.K - k0);
+      const T* b = B.panel(p) + k0 * width;
+      for (int64_t i = 0; i < tiles; ++i) {
+        const int64_t m = M * i / tiles, rows = M * (i + 1) / tiles - m;
+        const T* a = kTransposedA ? A + k0 * lda + m : A + m * lda + k0;
+        T* c = C + m * ldc + p * kPanelWidth<T>;
+        if (side_by_side)
+          tile<T, 1, kPanelVectors, kSinglePanels, kTransposedA>(K, a, lda, b, panel_stride, c, ldc, columns);
+        else
+          tile_of_size<T, kTransposedA>(rows, width / kLanes<T>, K, a, lda, b, panel_stride, c, ldc, columns);
+      }
+    }
+    p = last + 1;
+  }
+}
+
+template <class T>
+inline T sum_of_lanes(Vec<T> v) {
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  for (int width = kLanes<T> / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+
+// C[M, N] += A[M, K] W[N, K]^T on the weights as they lie. Packing costs about as much as a product with a few
+// rows; for no more rows than that, dot products read each weight once. Lanes run over k here, so the bits differ
+// from those of product().
+template <class T, class S>
+void dot_product(T* C, int64_t ldc, const T* A, int64_t lda, int64_t M, const S* W, int64_t ldw, int64_t K,
+                 Range columns) {
+  constexpr int kRows = 4, kStep = kLanes<T>;
+  for (int64_t n0 = columns.begin; n0 < columns.end; n0 += kRows) {
+    const int64_t rows = smaller(kRows, columns.end - n0);
+    for (int64_t m = 0; m < M; ++m) {
+      Vec<T> sum[kRows] = {};
+      if (rows == kRows) {
+        for (int64_t k = 0; k < K; k += kStep) {
+          const Vec<T> a = load(A + m * lda + k, K - k);
+          for (int i = 0; i < kRows; ++i) sum[i] = fma(a, load(W + (n0 + i) * ldw + k, K - k), sum[i]);
+        }
+      } else {
+        for (int64_t k = 0; k < K; k += kStep) {
+          const Vec<T> a = load(A + m * lda + k, K - k);
+          for (int64_t i = 0; i < rows; ++i) sum[i] = fma(a, load(W + (n0 + i) * ldw + k, K - k), sum[i]);
+        }
+      }
+      for (int64_t i = 0; i < rows; ++i) C[m * ldc + n0 + i] += sum_of_lanes<T>(sum[i]);
+    }
+  }
+}

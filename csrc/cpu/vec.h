@@ -1,0 +1,156 @@
+// Vectors of the instruction set that this file is compiled for: GCC/Clang vector extensions, which bring
+// + - * / comparisons and ?:, and the few operations that these lack. Included inside the namespace of the
+// instruction set. `Vec<float>` has kLanes<float> lanes.
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr int kPanelVectors = 4, kTileRows = 6;  // 24 accumulators of 32 registers
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+constexpr int kPanelVectors = 2, kTileRows = 6;  // 12 accumulators of 16 registers
+#elif defined(__aarch64__)
+constexpr int kVectorBytes = 16;
+constexpr int kPanelVectors = 4, kTileRows = 6;  // 24 accumulators of 32 registers
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kPanelVectors = 2, kTileRows = 5;  // 10 accumulators of 16 registers, and room for the product
+#endif
+
+template <class T>
+constexpr int kLanes = kVectorBytes / int(sizeof(T));
+
+template <class T>
+struct VecType;
+template <>
+struct VecType<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t int_type __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct VecType<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t int_type __attribute__((vector_size(kVectorBytes)));
+};
+template <class T>
+using Vec = typename VecType<T>::type;
+template <class T>
+using IntVec = typename VecType<T>::int_type;
+using VecF = Vec<float>;
+using VecD = Vec<double>;
+
+template <class T>
+inline Vec<T> splat(T x) {
+  return x - Vec<T>{};  // x + 0 would lose the sign of -0
+}
+
+// a*b + c, rounded once where the hardware can.
+#if defined(__AVX512F__)
+inline VecF fma(VecF a, VecF b, VecF c) { return (VecF)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+inline VecD fma(VecD a, VecD b, VecD c) { return (VecD)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
+#elif defined(__AVX2__)
+inline VecF fma(VecF a, VecF b, VecF c) { return (VecF)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+inline VecD fma(VecD a, VecD b, VecD c) { return (VecD)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
+#elif defined(__aarch64__)
+inline VecF fma(VecF a, VecF b, VecF c) { return (VecF)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+inline VecD fma(VecD a, VecD b, VecD c) { return (VecD)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
+#else
+inline VecF fma(VecF a, VecF b, VecF c) { return a * b + c; }
+inline VecD fma(VecD a, VecD b, VecD c) { return a * b + c; }
+#endif
+
+// bfloat16 is storage only: it becomes float when loaded.
+struct bfloat16 {
+  uint16_t bits;
+};
+template <class S>
+struct ComputeType {
+  using type = S;
+};
+template <>
+struct ComputeType<bfloat16> {
+  using type = float;
+};
+template <class S>
+using Compute = typename ComputeType<S>::type;
+
+inline float widen(float x) { return x; }
+inline double widen(double x) { return x; }
+inline float widen(bfloat16 x) { return __builtin_bit_cast(float, uint32_t(x.bits) << 16); }
+
+// A vector from or to memory that may be unaligned. The second form touches only the first n lanes (0 < n) and
+// loads zeros into the others, so that a tail takes the same arithmetic as a full vector.
+template <class T>
+inline Vec<T> load(const T* p) {
+  Vec<T> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class T>
+inline void store(T* p, Vec<T> v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+#if defined(__AVX512F__)
+inline __mmask16 first_lanes(int64_t n) { return (__mmask16)((1u << n) - 1); }
+inline VecF load(const float* p, int64_t n) {
+  return n >= 16 ? load(p) : (VecF)_mm512_maskz_loadu_ps(first_lanes(n), p);
+}
+inline VecD load(const double* p, int64_t n) {
+  return n >= 8 ? load(p) : (VecD)_mm512_maskz_loadu_pd((__mmask8)first_lanes(n), p);
+}
+inline void store(float* p, VecF v, int64_t n) {
+  if (n >= 16)
+    store(p, v);
+  else
+    _mm512_mask_storeu_ps(p, first_lanes(n), (__m512)v);
+}
+inline void store(double* p, VecD v, int64_t n) {
+  if (n >= 8)
+    store(p, v);
+  else
+    _mm512_mask_storeu_pd(p, (__mmask8)first_lanes(n), (__m512d)v);
+}
+#else
+template <class T>
+inline Vec<T> load(const T* p, int64_t n) {
+  if (n >= kLanes<T>) return load(p);
+  T lanes[kLanes<T>] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+template <class T>
+inline void store(T* p, Vec<T> v, int64_t n) {
+  if (n >= kLanes<T>) return store(p, v);
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
+#endif
+
+typedef uint16_t VecU16 __attribute__((vector_size(kVectorBytes / 2)));
+typedef uint32_t VecU32 __attribute__((vector_size(kVectorBytes)));
+
+inline VecF load(const bfloat16* p) {
+  VecU16 bits;
+  __builtin_memcpy(&bits, p, sizeof bits);
+  return (VecF)(__builtin_convertvector(bits, VecU32) << 16);
+}
+inline VecF load(const bfloat16* p, int64_t n) {
+  if (n >= kLanes<float>) return load(p);
+  bfloat16 lanes[kLanes<float>] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+inline void store(bfloat16* p, VecF v) {  // round to nearest even; NaN keeps a quiet NaN
+  const VecU32 u = (VecU32)v;
+  const VecU32 rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  const VecU32 nan = VecU32{} + 0x7fc0;
+  const VecU16 bits = __builtin_convertvector(v == v ? rounded : nan, VecU16);
+  __builtin_memcpy(p, &bits, sizeof bits);
+}
+inline void store(bfloat16* p, VecF v, int64_t n) {
+  if (n >= kLanes<float>) return store(p, v);
+  bfloat16 lanes[kLanes<float>];
+  store(lanes, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+}

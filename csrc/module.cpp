@@ -1,0 +1,78 @@
+// The Python module rnn_ext._C: how the binary was built and what it runs with. Loading it registers the operators
+// (ops.cpp), which Python then reaches through torch.ops.rnn_ext.
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "build_info.h"
+#include "cpu/fma_peak.h"
+#include "cells/names.h"
+#include "cpu/isa.h"
+#include "cpu/plan.h"
+
+namespace py = pybind11;
+
+namespace rnn_ext {
+namespace {
+
+py::dict build_info() {
+  py::dict isa_flags;
+  for (const auto& entry : build::isa_flags) isa_flags[entry.isa] = entry.flags;
+  py::dict info;
+  info["version"] = build::version;
+  info["compiler"] = build::compiler;
+  info["flags"] = build::flags;
+  info["isa_flags"] = isa_flags;
+  info["torch"] = build::torch_version;
+  info["torch_abi_target"] = build::torch_abi_target;
+  info["sanitizers"] = build::sanitizers;
+  return info;
+}
+
+py::list available_isas() {
+  py::list names;
+  for (Isa isa : all_isas)
+    if (isa <= detect()) names.append(name(isa));
+  return names;
+}
+
+double checked_fma_peak(double seconds, int threads) {
+  if (!(seconds > 0) || threads < 1)
+    throw std::invalid_argument("fma_peak: expected seconds > 0 and threads >= 1, got seconds=" +
+                                std::to_string(seconds) + ", threads=" + std::to_string(threads));
+  py::gil_scoped_release unlocked;
+  return fma_peak(seconds, threads);
+}
+
+py::tuple plan(const std::string& mode, int64_t T, int64_t B, int64_t R, int64_t I, int64_t H, int64_t L, int64_t D,
+               bool float64, int threads, bool batch_invariant) {
+  const int cell = cell_of(mode);
+  if (cell < 0) throw std::invalid_argument("plan: no cell of mode " + mode);
+  Sequences seq;
+  seq.T = T;
+  seq.B = B;
+  seq.R = R;
+  const Plan p = make_plan(seq, Shape{I, H, L, D, true}, gates_of(cell), float64 ? 8 : 4, threads, batch_invariant);
+  return py::make_tuple(name(p), p.threads);
+}
+
+}  // namespace
+}  // namespace rnn_ext
+
+PYBIND11_MODULE(_C, m) {
+  using namespace rnn_ext;
+  if (const char* error = cap_error()) throw py::import_error(error);
+  m.doc() = "Operators and build facts of rnn_ext.";
+  m.def("build_info", &build_info,
+        "How the binary was built: version, compiler, flags, isa_flags (of the kernels, by instruction set), "
+        "torch (built against), torch_abi_target (oldest torch it runs on), sanitizers (empty if none).");
+  m.def("isa", [] { return name(active()); }, "Instruction set in use: the machine's best, capped by RNN_EXT_ISA.");
+  m.def("available_isas", &available_isas, "Instruction sets that this machine can run, worst first.");
+  m.def("plan", &plan, py::arg("mode"), py::arg("T"), py::arg("B"), py::arg("rows"), py::arg("I"), py::arg("H"), py::arg("L"),
+        py::arg("D"), py::arg("float64"), py::arg("threads"), py::arg("batch_invariant"),
+        "(name, threads) of the plan that a call of this shape takes. Raises ValueError for an unknown mode.");
+  m.def("fma_peak", &checked_fma_peak, py::arg("seconds"), py::arg("threads"),
+        "Float32 multiply-add rate of the machine in GFLOP/s, summed over `threads` threads running for `seconds`. "
+        "Raises ValueError unless seconds > 0 and threads >= 1.");
+}

@@ -1,0 +1,104 @@
+// Plain structs of pointers, sizes and strides: all that a kernel ever sees of a call.
+//
+// Letters: T steps, B sequences, R rows (a row is one sequence at one step), I input size, H hidden size,
+// L layers, D directions, G gates of the cell. Rows are time-major: row = first_row(t) + b, which is also
+// the layout of a PackedSequence. Pointers to void have the storage type of the call (float, double, bfloat16)
+// unless a comment says "compute type" (float for bfloat16, else the storage type). Nothing here owns memory.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace rnn_ext {
+
+// Functions shared by files that are compiled for different instruction sets must be inlined: of several copies
+// the linker keeps one, and it may be the one that the machine cannot run.
+#define RNN_EXT_INLINE inline __attribute__((always_inline))
+
+enum class DType : int { float32, float64, bfloat16 };
+
+// Which steps each sequence takes part in: all of them (padded), or the first batch_sizes[t] at step t (packed).
+struct Sequences {
+  int64_t T = 0, B = 0, R = 0;
+  const int64_t* batch_sizes = nullptr;  // [T], non-increasing; null when every sequence has T steps
+  const int64_t* first_rows = nullptr;   // [T + 1], running sum of batch_sizes; null as above
+
+  RNN_EXT_INLINE int64_t active(int64_t t) const { return batch_sizes ? batch_sizes[t] : B; }
+  RNN_EXT_INLINE int64_t first_row(int64_t t) const { return first_rows ? first_rows[t] : t * B; }
+};
+
+struct Shape {
+  int64_t I = 0, H = 0, L = 0, D = 0;
+  bool bias = false;
+};
+
+struct LayerWeights {        // of one layer and direction, contiguous, in PyTorch's layout
+  const void* W_ih = nullptr;  // [G*H, I of the layer]
+  const void* W_hh = nullptr;  // [G*H, H]
+  const void* b_ih = nullptr;  // [G*H] or null
+  const void* b_hh = nullptr;  // [G*H] or null
+};
+
+struct LayerGradients {  // compute type, overwritten
+  void* dW_ih = nullptr;  // [G*H, I of the layer]
+  void* dW_hh = nullptr;  // [G*H, H]
+  void* db_ih = nullptr;  // [G*H] or null
+  void* db_hh = nullptr;  // [G*H] or null
+};
+
+// How a call is carried out. Chosen from shape and thread count only (plan.cpp), never from the data.
+enum class Split : int { none, batch, hidden };  // what the threads divide inside the time loop
+struct Plan {
+  Split split = Split::none;
+  bool split_directions = false;  // half of the threads for each direction
+  bool unpacked = false;          // dot products on the weights as they lie: few rows, so packing would not pay
+  int threads = 1;
+  int64_t forward_steps = 1;   // steps for which the input projection is computed at once
+  int64_t backward_steps = 1;  // steps whose gate gradients are kept for one product each of dx and dW
+};
+
+struct ForwardArgs {
+  Sequences seq;
+  Shape shape;
+  Plan plan;
+  const void* x = nullptr;            // row (t, b) at x + t*x_step + b*x_row, or x + row*x_row when packed
+  int64_t x_step = 0, x_row = 0;      // in elements; the features of a row are contiguous
+  const void* h_0 = nullptr;          // [L*D, B, H] or null for zeros
+  const LayerWeights* weights = nullptr;  // [L*D]
+  const void* const* masks = nullptr;     // [L-1] dropout masks, each [R, D*H]; or null
+  void* y = nullptr;                  // [R, D*H], output of the last layer
+  void* h_n = nullptr;                // [L*D, B, H]
+  void* hidden = nullptr;             // [hidden_slots, R, D*H], outputs of the layers below the last
+  int64_t hidden_slots = 0;           // L-1 when they are saved for backward, else at most 2
+  void* workspace = nullptr;          // 64-byte aligned, workspace_bytes() of it
+};
+
+struct BackwardArgs {
+  Sequences seq;
+  Shape shape;
+  Plan plan;
+  const void* x = nullptr;
+  int64_t x_step = 0, x_row = 0;
+  const void* h_0 = nullptr;
+  const LayerWeights* weights = nullptr;
+  const void* const* masks = nullptr;
+  const void* y = nullptr;             // as forward left them
+  const void* hidden = nullptr;        // [L-1, R, D*H]
+  const void* dy = nullptr;            // [R, D*H] or null for zeros
+  const void* dh_n = nullptr;          // [L*D, B, H] or null for zeros
+  void* dx = nullptr;                  // [R, I], compute type, or null when not wanted
+  void* dh_0 = nullptr;                // [L*D, B, H], compute type, or null when not wanted
+  const LayerGradients* gradients = nullptr;  // [L*D], or null when not wanted
+  void* workspace = nullptr;
+};
+
+struct Team;
+
+// The entry points of one instruction set, for one cell and storage type.
+struct Kernel {
+  size_t (*forward_bytes)(const ForwardArgs&);
+  void (*forward)(const ForwardArgs&, const Team&);
+  size_t (*backward_bytes)(const BackwardArgs&);
+  void (*backward)(const BackwardArgs&, const Team&);
+};
+
+}  // namespace rnn_ext

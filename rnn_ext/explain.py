@@ -1,0 +1,88 @@
+"""How a call is carried out, for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from rnn_ext import settings
+from rnn_ext._load import _C
+
+_PLANS = {
+    "unpacked": "so few rows that the weights are used as they lie, on one thread",
+    "serial": "too little work for a second thread",
+    "pipeline": "one thread runs the time loop, the others the large products of the neighbouring steps",
+    "batch split": "each thread runs its own sequences",
+    "hidden split": "each thread runs its own hidden units, with a barrier every step",
+    "direction split": "each thread runs one direction",
+    "direction and batch split": "half of the threads for each direction, each with its own sequences",
+    "direction and hidden split": "half of the threads for each direction, each with its own hidden units",
+}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The way a call takes.
+
+    Attributes:
+        path: "kernel" for ours, "torch" for torch's own operator.
+        reason: why this path, or why this plan.
+        plan: name of the kernels' plan; None on path "torch".
+        isa: instruction set of the kernels; None on path "torch".
+        threads: how many threads the call asks for.
+    """
+
+    path: str
+    reason: str
+    plan: str | None
+    isa: str | None
+    threads: int
+
+    def __str__(self) -> str:
+        if self.path == "torch":
+            return f"torch's own operator: {self.reason}"
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return f"kernel for {self.isa}, plan '{self.plan}', {threads}: {self.reason}"
+
+
+def explain(module: torch.nn.Module, input: Tensor | PackedSequence, hx: Tensor | None = None) -> Explanation:
+    """Tells which path, plan, instruction set and threads `module(input, hx)` takes here and now, and why.
+
+    Args:
+        module: a layer of rnn_ext.
+        input, hx: as for the call, shapes and dtypes too; nothing is computed.
+
+    Raises:
+        TypeError: if module is not a layer of rnn_ext.
+        ValueError, RuntimeError: what the call itself would raise for these arguments.
+    """
+    from rnn_ext.modules import _Recurrent
+
+    if not isinstance(module, _Recurrent):
+        raise TypeError(f"explain: expected a layer of rnn_ext, got {type(module).__name__}")
+    call = module.prepare(input, hx)
+    if call.reason is not None:
+        return Explanation("torch", call.reason, None, None, torch.get_num_threads())
+    if call.batch_sizes is None:
+        steps, batch = call.input.shape[:2]
+        steps, batch = (batch, steps) if module.batch_first else (steps, batch)
+        rows = steps * batch
+    else:
+        steps, batch, rows = len(call.batch_sizes), int(call.batch_sizes[0]), call.input.shape[0]
+    plan, threads = _C.plan(
+        module.mode,
+        steps,
+        batch,
+        rows,
+        module.input_size,
+        module.hidden_size,
+        module.num_layers,
+        2 if module.bidirectional else 1,
+        call.input.dtype == torch.float64,
+        torch.get_num_threads(),
+        settings.is_batch_invariant(),
+    )
+    return Explanation("kernel", _PLANS[plan], plan, _C.isa(), threads)

@@ -1,0 +1,50 @@
+"""Which path a call takes: our kernels, or torch's own operator."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_warned = False
+
+
+class SlowPathWarning(UserWarning):
+    """A call went to torch's own, slower operator. Issued once per process; `rnn_ext.explain` tells for any call."""
+
+
+def reason_for_torch(tensors: Sequence[Tensor]) -> str | None:
+    """Why a call on these tensors (input first) goes to torch's own operator; None if it goes to our kernels."""
+    first = tensors[0]
+    dtype = first.dtype
+    if not first.is_cpu:
+        return f"no kernel for device {first.device.type}"
+    if dtype not in _KERNEL_DTYPES:
+        return f"no kernel for {dtype} on the CPU"
+    for t in tensors:
+        if t.dtype != dtype or not t.is_cpu:
+            return "tensors differ in dtype or device"
+    if torch._C._are_functorch_transforms_active():
+        return "inside a torch.func transform"
+    if forward_ad._current_level >= 0:
+        return "inside forward-mode differentiation"
+    if torch.jit.is_tracing():
+        return "traced by torch.jit"
+    return None
+
+
+def warn_slow(reason: str) -> None:
+    """Issues SlowPathWarning, the first time in a process."""
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(
+            f"rnn_ext: {reason}, so this call runs on torch's own operator (this is said once per process; "
+            "rnn_ext.explain(module, input) tells for any call)",
+            SlowPathWarning,
+            stacklevel=4,
+        )
