@@ -220,12 +220,12 @@ std::tuple<Tensor, Tensor, Tensor> rnn_forward(Tensor x, Maybe h_0, Tensors weig
 // compute type.
 Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, Tensors masks, Tensor y, Tensor hidden,
                      Maybe dy, Maybe dh_n, std::string mode, int64_t num_layers, bool bidirectional, bool need_dx,
-                     bool need_dh_0, bool need_dw) {
+                     bool need_dh_0, bool need_dw, bool batch_invariant) {
   const Call call(x, h_0, weights, batch_sizes, masks, mode, num_layers, bidirectional);
   const Shape& s = call.shape;
   const ScalarType type = compute_type(x);
   BackwardArgs args = call.args<BackwardArgs>();
-  args.plan = call.plan(false);
+  args.plan = call.plan(batch_invariant);
   const int64_t outputs = s.D * s.H;
   STD_TORCH_CHECK(y.numel() == call.seq.R * outputs && y.scalar_type() == x.scalar_type() && y.is_contiguous() &&
                       hidden.numel() == (s.L - 1) * call.seq.R * outputs,
@@ -285,7 +285,7 @@ STABLE_TORCH_LIBRARY(rnn_ext, m) {
   m.def(
       "rnn_backward(Tensor x, Tensor? h_0, Tensor[] weights, Tensor? batch_sizes, Tensor[] masks, Tensor y, "
       "Tensor hidden, Tensor? dy, Tensor? dh_n, str mode, int num_layers, bool bidirectional, bool need_dx, "
-      "bool need_dh_0, bool need_dw) -> Tensor[]");
+      "bool need_dh_0, bool need_dw, bool batch_invariant) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rnn_ext, CPU, m) {

@@ -50,7 +50,7 @@ enum class Split : int { none, batch, hidden };  // what the threads divide insi
 struct Plan {
   Split split = Split::none;
   bool split_directions = false;  // half of the threads for each direction
-  bool unpacked = false;          // dot products on the weights as they lie: few rows, so packing would not pay
+  bool unpacked = false;          // the weights are used as they lie: few rows, so packing would not pay
   int threads = 1;
   int64_t forward_steps = 1;   // steps for which the input projection is computed at once
   int64_t backward_steps = 1;  // steps whose gate gradients are kept for one product each of dx and dW

@@ -75,7 +75,7 @@ def _allocate_forward(x, weights, stack, save):
 
 
 def _backward(x, h_0, weights, batch_sizes, masks, y, hidden, dy, dh_n, stack, needs):
-    args = (x, h_0, weights, batch_sizes, masks, y, hidden, dy, dh_n, *stack, *needs)
+    args = (x, h_0, weights, batch_sizes, masks, y, hidden, dy, dh_n, *stack, *needs, settings.is_batch_invariant())
     if torch.compiler.is_compiling():
         return _backward_op(*args)
     try:
@@ -215,7 +215,8 @@ def _(x, h_0, weights, batch_sizes, masks, mode, num_layers, bidirectional, save
 
 @torch.library.register_fake("rnn_ext::rnn_backward")
 def _(
-    x, h_0, weights, batch_sizes, masks, y, hidden, dy, dh_n, mode, num_layers, bidirectional, need_dx, need_dh_0, need_dw
+    x, h_0, weights, batch_sizes, masks, y, hidden, dy, dh_n, mode, num_layers, bidirectional, need_dx, need_dh_0, need_dw,
+    batch_invariant,
 ):
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     wanted = [x] * need_dx + [h_0] * need_dh_0 + list(weights) * need_dw

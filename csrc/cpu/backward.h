@@ -70,10 +70,18 @@ class Backward {
  private:
   Chunk nth(int64_t c) const { return chunk(c, args.plan.backward_steps, args.seq.T); }
   Panels<T> W_ih(const L& layer, int64_t d, int g) const {
-    const int64_t N = layer.inputs();
-    return {direction[d].W_ih + g * Panels<T>::elements(H, N), H, N};
+    return panels_of(layer.weights(d).W_ih, direction[d].W_ih, g, layer.inputs());
   }
-  Panels<T> W_hh(int64_t d, int g) const { return {direction[d].W_hh + g * Panels<T>::elements(H, H), H, H}; }
+  Panels<T> W_hh(const L& layer, int64_t d, int g) const {
+    return panels_of(layer.weights(d).W_hh, direction[d].W_hh, g, H);
+  }
+  // Of a weight [G*H, N], gate g; as it lies where packing would not pay.
+  Panels<T> panels_of(const void* weight, T* packed, int g, int64_t N) const {
+    if constexpr (sizeof(S) == sizeof(T))
+      if (args.plan.unpacked && N % kLane == 0)
+        return {const_cast<T*>(static_cast<const T*>(weight)) + g * H * N, H, N, false};
+    return {packed + g * Panels<T>::elements(H, N), H, N};
+  }
 
   const S* output(int64_t l) const {
     if (l == args.shape.L - 1) return static_cast<const S*>(args.y);
@@ -94,9 +102,9 @@ class Backward {
         const S* first = static_cast<const S*>(W) + g * H * N;
         return [first, N](int64_t k, int64_t n, int64_t count) { return load(first + k * N + n, count); };
       };
-      const Panels<T> ih = W_ih(layer, d, g), hh = W_hh(d, g);
-      if (dx(layer.l)) pack_rows(ih, rows_of(w.W_ih, ih.N), team.part(ih.count()));
-      pack_rows(hh, rows_of(w.W_hh, H), team.part(hh.count()));
+      const Panels<T> ih = W_ih(layer, d, g), hh = W_hh(layer, d, g);
+      if (ih.packed && dx(layer.l)) pack_rows(ih, rows_of(w.W_ih, ih.N), team.part(ih.count()));
+      if (hh.packed && (args.seq.T > 1 || args.dh_0)) pack_rows(hh, rows_of(w.W_hh, H), team.part(hh.count()));
     }
   }
 
@@ -161,7 +169,7 @@ class Backward {
       }
       for (int g = 0; g < G && going_on > rows.begin; ++g)
         product<false>(z.dh + rows.begin * ldh, ldh, da_next + rows.begin * lda + g * Hp, lda, going_on - rows.begin,
-                       W_hh(d, g), group);
+                       W_hh(layer, d, g), group, Into::add);
       for (int64_t b = rows.begin; b < rows.end; ++b)
         for (int64_t j = begin; j < end; j += kLane) {
           Vec<T> gates[G];
@@ -177,10 +185,8 @@ class Backward {
     const int64_t count = smaller(which.end, sequences.end) - begin;
     if (count <= 0) return;
     T* out = layer.state(static_cast<T*>(args.dh_0), d, begin);
-    const int64_t first = panels.begin * kPanelWidth<T>, last = smaller(panels.end * kPanelWidth<T>, H);
-    for (int64_t b = 0; b < count; ++b)
-      for (int64_t j = first; j < last; ++j) out[b * H + j] = 0;
-    for (int g = 0; g < G; ++g) product<false>(out, H, da + begin * lda + g * Hp, lda, count, W_hh(d, g), panels);
+    for (int g = 0; g < G; ++g)
+      product<false>(out, H, da + begin * lda + g * Hp, lda, count, W_hh(layer, d, g), panels, g > 0 ? Into::add : Into::assign);
   }
 
   // Gradients of input and weights from the da of a chunk.
@@ -198,11 +204,10 @@ class Backward {
     const Range mine = team.part(rows.size(), kTileRows);
     const int64_t N = layer.inputs();
     T* out = dx(layer.l) + (rows.begin + mine.begin) * N;
-    if (args.shape.D == 1)
-      for (int64_t i = 0; i < mine.size() * N; ++i) out[i] = 0;
     for (int g = 0; g < G; ++g) {
       const Panels<T> W = W_ih(layer, d, g);
-      product<false>(out, N, da + mine.begin * lda + g * Hp, lda, mine.size(), W, Range{0, W.count()});
+      product<false>(out, N, da + mine.begin * lda + g * Hp, lda, mine.size(), W, Range{0, W.count()},
+                     args.shape.D > 1 || g > 0 ? Into::add : Into::assign);
     }
   }
 
@@ -231,10 +236,8 @@ class Backward {
       };
       pack_rows(B, row, Range{0, 1});
       T* dW = static_cast<T*>(ih ? out.dW_ih : out.dW_hh) + column;
-      if (first)
-        for (int64_t m = 0; m < G * H; ++m)
-          for (int64_t n = 0; n < B.N; ++n) dW[m * N + n] = 0;
-      for (int g = 0; g < G; ++g) product<true>(dW + g * H * N, N, da + g * Hp, lda, H, B, Range{0, 1});
+      for (int g = 0; g < G; ++g)
+        product<true>(dW + g * H * N, N, da + g * Hp, lda, H, B, Range{0, 1}, first ? Into::assign : Into::add);
     }
     if (args.shape.bias) bias_gradients(out, first, rows.size(), da, team);
   }

@@ -113,7 +113,7 @@ class Forward {
                       K, Range{0, H});
         } else {
           const Panels<T> W = W_ih(layer, d, g);
-          product<false>(a + g * Hp, lda, x, ldx, mine.size(), W, Range{0, W.count()});
+          product<false>(a + g * Hp, lda, x, ldx, mine.size(), W, Range{0, W.count()}, Into::add);
         }
       }
     }
@@ -180,7 +180,7 @@ class Forward {
           dot_product(c, lda, h + rows.begin * ldh, ldh, rows.size(),
                       static_cast<const S*>(layer.weights(d).W_hh) + g * H * H, H, H, Range{begin, end});
         else
-          product<false>(c, lda, h + rows.begin * ldh, ldh, rows.size(), W_hh(d, g), group);
+          product<false>(c, lda, h + rows.begin * ldh, ldh, rows.size(), W_hh(d, g), group, Into::add);
       }
       for (int64_t b = rows.begin; b < rows.end; ++b)
         for (int64_t j = begin; j < end; j += kLane) {

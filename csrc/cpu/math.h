@@ -45,7 +45,7 @@ inline Vec<T> tanh_of(Vec<T> x) {
   const Vec<T> size = x < Vec<T>{} ? -x : x;
   const T one = ExpConstants<T>::tanh_is_one;
   const Vec<T> e = expm1_positive<T>(2 * (size > splat<T>(one) ? splat<T>(one) : size));
-  const Vec<T> y = e / (e + 2);
+  const Vec<T> y = divide(e, e + 2);
   const IntVec<T> sign = (IntVec<T>)splat<T>(T(-0.0));
   return (Vec<T>)((IntVec<T>)y | ((IntVec<T>)x & sign));
 }

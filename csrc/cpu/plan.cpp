@@ -10,11 +10,10 @@ constexpr double kFlopsForThreads = 2e6;      // whole call, one worker: about 2
 constexpr double kFlopsForHiddenSplit = 6e4;  // one step: what a worker saves must exceed the barrier
 constexpr int64_t kSequencesPerWorker = 4;    // fewer make the products inefficient
 constexpr int64_t kUnpackedRows = 4;
-constexpr int64_t kChunkBytes = 512 * 1024;   // pre-activations of a chunk stay in a core's cache
-constexpr int64_t kLeastRows = 64;            // below this the products of a chunk are inefficient
+constexpr int64_t kChunkBytes = 256 * 1024;
 
-int64_t steps_for(const Sequences& seq, int64_t row_bytes, int64_t budget) {
-  const int64_t rows = std::max(kLeastRows, budget / std::max<int64_t>(row_bytes, 1));
+// Steps that make up about `rows` rows.
+int64_t steps_for(const Sequences& seq, int64_t rows) {
   return std::clamp<int64_t>((rows + seq.B - 1) / std::max<int64_t>(seq.B, 1), 1, std::max<int64_t>(seq.T, 1));
 }
 
@@ -23,10 +22,12 @@ int64_t steps_for(const Sequences& seq, int64_t row_bytes, int64_t budget) {
 Plan make_plan(const Sequences& seq, const Shape& shape, int gates, int element_bytes, int threads,
                bool batch_invariant) {
   Plan plan;
-  const int64_t row_bytes = gates * shape.H * element_bytes;
-  // Chunks come before threads: their borders decide the order of sums in the gradients of the weights.
-  plan.forward_steps = steps_for(seq, row_bytes, kChunkBytes);
-  plan.backward_steps = steps_for(seq, row_bytes, 2 * kChunkBytes);
+  // Chunks come before threads: their borders decide the order of sums in the gradients of the weights. A chunk's
+  // pre-activations should stay in a core's cache, yet last long enough that swapping W_ih for W_hh there pays;
+  // and the gradients of the weights, read and written once per chunk, want a chunk no shorter than they are wide.
+  const int64_t row_bytes = std::max<int64_t>(gates * shape.H * element_bytes, 1);
+  plan.forward_steps = steps_for(seq, std::clamp<int64_t>(kChunkBytes / row_bytes, 64, 512));
+  plan.backward_steps = steps_for(seq, std::clamp<int64_t>(shape.H, 256, 1024));
   plan.unpacked = !batch_invariant && seq.R <= kUnpackedRows;
 
   const double step_flops = 2.0 * gates * shape.H * shape.H;  // of one sequence and direction

@@ -20,17 +20,20 @@ constexpr int64_t padded_stride(int64_t n) {
   return stride * sizeof(T) % 1024 == 0 ? stride + 64 / int64_t(sizeof(T)) : stride;
 }
 
-// B[K, N] cut into panels of kPanelWidth columns, each [K, width] contiguous; the last one is only as wide as its
-// vectors, zeros filling it up.
+// B[K, N] as a row of panels, kPanelWidth columns each. Packed, a panel is contiguous, the last one only as wide as
+// its vectors and filled up with zeros. A matrix whose rows are whole vectors can also be used as it lies.
 template <class T>
 struct Panels {
   T* data;
   int64_t K, N;
+  bool packed = true;
 
   int64_t count() const { return (N + kPanelWidth<T> - 1) / kPanelWidth<T>; }
-  T* panel(int64_t p) const { return data + p * K * kPanelWidth<T>; }
+  int64_t stride() const { return packed ? K * kPanelWidth<T> : kPanelWidth<T>; }
+  T* panel(int64_t p) const { return data + p * stride(); }
   int64_t columns(int64_t p) const { return smaller(kPanelWidth<T>, N - p * kPanelWidth<T>); }
   int64_t width(int64_t p) const { return round_up(columns(p), kLanes<T>); }
+  int64_t row_stride(int64_t p) const { return packed ? width(p) : N; }
   static int64_t elements(int64_t K, int64_t N) { return K * round_up(N, kPanelWidth<T>); }
 };
 
@@ -63,10 +66,14 @@ void pack_rows(const Panels<T>& B, Row row, Range panels) {
   }
 }
 
-// C[M, N] += A[M, K] B[K, N] for M rows and N = NP panels of NV vectors, one block of k.
+// What a product does with its result.
+enum class Into { assign, add };
+
+// C[M, N] = or += A[M, K] B[K, N] for M rows and N = NP panels of NV vectors, one block of k.
 // A[m, k] lies at A[m*lda + k], or at A[k*lda + m] where A is the transpose of what is stored.
 template <class T, int M, int NV, int NP, bool kTransposedA>
-void tile(int64_t K, const T* A, int64_t lda, const T* B, int64_t panel_stride, T* C, int64_t ldc, int64_t columns) {
+void tile(int64_t K, const T* A, int64_t lda, const T* B, int64_t ldb, int64_t panel_stride, T* C, int64_t ldc,
+          int64_t columns, Into into) {
   constexpr int kVectors = NV * NP;
   Vec<T> sum[M][kVectors];
 #pragma GCC unroll 8
@@ -77,7 +84,7 @@ void tile(int64_t K, const T* A, int64_t lda, const T* B, int64_t panel_stride, 
     Vec<T> b[kVectors];
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v)
-      b[v] = load(B + (v / NV) * panel_stride + (k * NV + v % NV) * kLanes<T>);
+      b[v] = load(B + (v / NV) * panel_stride + k * ldb + v % NV * kLanes<T>);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       const Vec<T> a = splat<T>(kTransposedA ? A[k * lda + m] : A[m * lda + k]);
@@ -85,13 +92,20 @@ void tile(int64_t K, const T* A, int64_t lda, const T* B, int64_t panel_stride, 
       for (int v = 0; v < kVectors; ++v) sum[m][v] = fma(a, b[v], sum[m][v]);
     }
   }
+  constexpr int last = (kVectors - 1) * kLanes<T>;
+  if (into == Into::add) {
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors - 1; ++v) sum[m][v] += load(C + m * ldc + v * kLanes<T>);
+      sum[m][kVectors - 1] += load(C + m * ldc + last, columns - last);
+    }
+  }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
-    T* row = C + m * ldc;
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors - 1; ++v) store(row + v * kLanes<T>, load(row + v * kLanes<T>) + sum[m][v]);
-    constexpr int last = (kVectors - 1) * kLanes<T>;
-    store(row + last, load(row + last, columns - last) + sum[m][kVectors - 1], columns - last);
+    for (int v = 0; v < kVectors - 1; ++v) store(C + m * ldc + v * kLanes<T>, sum[m][v]);
+    store(C + m * ldc + last, sum[m][kVectors - 1], columns - last);
   }
 }
 
@@ -118,28 +132,30 @@ inline void tile_of_size(int64_t M, int64_t vectors, Args... args) {
   }
 }
 
-// C[M, columns of the panels] += A[M, K] B. C points at column 0 of B.
+// C[M, columns of the panels] = or += A[M, K] B. C points at column 0 of B.
 template <bool kTransposedA, class T>
-void product(T* C, int64_t ldc, const T* A, int64_t lda, int64_t M, const Panels<T>& B, Range panels) {
+void product(T* C, int64_t ldc, const T* A, int64_t lda, int64_t M, const Panels<T>& B, Range panels, Into into) {
   if (M <= 0) return;
   const int64_t tiles = (M + kTileRows - 1) / kTileRows;  // of nearly equal height
   for (int64_t p = panels.begin; p < panels.end;) {
     const bool side_by_side = M == 1 && p + kSinglePanels <= panels.end &&
                               B.width(p + kSinglePanels - 1) == kPanelWidth<T>;
-    const int64_t width = B.width(p), panel_stride = B.K * kPanelWidth<T>;
     const int64_t last = side_by_side ? p + kSinglePanels - 1 : p;
     const int64_t columns = (last - p) * kPanelWidth<T> + B.columns(last);
+    const int64_t ldb = B.row_stride(p);
     for (int64_t k0 = 0; k0 < B.K; k0 += kBlock) {
       const int64_t K = smaller(kBlock, B.K - k0);
-      const T* b = B.panel(p) + k0 * width;
+      const T* b = B.panel(p) + k0 * ldb;
+      const Into how = k0 > 0 ? Into::add : into;
       for (int64_t i = 0; i < tiles; ++i) {
         const int64_t m = M * i / tiles, rows = M * (i + 1) / tiles - m;
         const T* a = kTransposedA ? A + k0 * lda + m : A + m * lda + k0;
         T* c = C + m * ldc + p * kPanelWidth<T>;
         if (side_by_side)
-          tile<T, 1, kPanelVectors, kSinglePanels, kTransposedA>(K, a, lda, b, panel_stride, c, ldc, columns);
+          tile<T, 1, kPanelVectors, kSinglePanels, kTransposedA>(K, a, lda, b, ldb, B.stride(), c, ldc, columns, how);
         else
-          tile_of_size<T, kTransposedA>(rows, width / kLanes<T>, K, a, lda, b, panel_stride, c, ldc, columns);
+          tile_of_size<T, kTransposedA>(rows, B.width(p) / kLanes<T>, K, a, lda, b, ldb, B.stride(), c, ldc, columns,
+                                        how);
       }
     }
     p = last + 1;

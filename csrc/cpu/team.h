@@ -19,7 +19,7 @@ RNN_EXT_INLINE void spin_pause() {
 template <class Done>
 RNN_EXT_INLINE void spin_until(Done done) {
   for (int i = 0; !done(); ++i) {
-    if (i < 20000)
+    if (i < 2000)
       spin_pause();
     else
       sched_yield();
