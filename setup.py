@@ -1,0 +1,62 @@
+"""Builds `rnn_ext._C` by driving CMake and Ninja; everything else about the package stands in pyproject.toml.
+
+torch is looked up, never imported, and only when the extension is really built: metadata needs none of it.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+def program(name: str) -> str:
+    """Path of a build tool: the one installed beside this Python, or else the system's."""
+    found = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
+    if found is None:
+        raise SystemExit(f"building rnn_ext needs {name}, and none was found: pip install {name}")
+    return found
+
+
+def folder(package: str) -> Path:
+    """Folder of an installed package."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise SystemExit(
+            f"building rnn_ext needs {package}, and {sys.executable} does not have it: "
+            "install it there, or leave out --no-build-isolation"
+        )
+    return Path(spec.origin).parent
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        sanitize = os.environ.get("RNN_EXT_SANITIZE", "OFF")
+        # Not build_temp: that is a new folder at every editable install, which would compile all of it again.
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        options = {
+            "CMAKE_MAKE_PROGRAM": program("ninja"),
+            "Python_EXECUTABLE": sys.executable,
+            "pybind11_DIR": folder("pybind11") / "share" / "cmake" / "pybind11",
+            "RNN_EXT_TORCH": folder("torch"),
+            "RNN_EXT_TORCH_VERSION": importlib.metadata.version("torch"),
+            "RNN_EXT_VERSION": self.distribution.get_version(),
+            "RNN_EXT_SANITIZE": sanitize,
+        }
+        defines = [f"-D{name}={value}" for name, value in options.items()]
+        subprocess.run([program("cmake"), "-S", ROOT, "-B", build, "-G", "Ninja", *defines], check=True)
+        subprocess.run([program("cmake"), "--build", build], check=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(build / target.name, target)
+
+
+setup(ext_modules=[Extension("rnn_ext._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
