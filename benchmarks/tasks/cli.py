@@ -1,0 +1,134 @@
+"""`python -m benchmarks tasks`: choose tasks, train them, print one table, write JSON and charts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from . import tables
+from .backends import BACKENDS
+from .problem import Task
+from .registry import TASKS
+from .runner import Result, run_task
+
+OPTIONS = {
+    "hidden": int,
+    "lr": float,
+    "sequences": int,
+    "length": int,
+    "window": int,
+    "layers": int,
+    "epochs": int,
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks tasks", description=__doc__)
+    parser.add_argument("--list", action="store_true", help="the tasks and their options, and stop")
+    parser.add_argument(
+        "--task", action="append", choices=TASKS, metavar="NAME", help="repeatable; all if not given"
+    )
+    parser.add_argument("--backend", action="append", choices=BACKENDS, help="repeatable; all if not given")
+    parser.add_argument("--seed", type=int, help="each task has its own")
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+    parser.add_argument("--threads", type=int, help="torch's own choice if not given")
+    parser.add_argument("--quick", action="store_true", help="fewer epochs where a task takes long")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results, loss curves included")
+    parser.add_argument(
+        "--charts", type=Path, metavar="DIR", help="write the loss curves, and a chart of a sweep"
+    )
+    options = parser.add_argument_group(
+        "options of the tasks", "one of them may have several values: a sweep"
+    )
+    for name, kind in OPTIONS.items():
+        options.add_argument(f"--{name}", type=kind, nargs="+", metavar="N")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; 1 if the loss curves of torch and rnn_ext part sooner than they may, else 0."""
+    arguments = parser()
+    args = arguments.parse_args(argv)
+    if args.list:
+        print(listing())
+        return 0
+    given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    swept = [name for name, values in given.items() if len(values) > 1]
+    if len(swept) > 1:
+        arguments.error(f"a sweep takes one option with several values, got {' and '.join(swept)}")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+
+    results = []
+    try:
+        for name in args.task or TASKS:
+            results += run(TASKS[name], given, swept[0] if swept else None, args)
+    except ValueError as error:
+        arguments.error(str(error))
+    print("\n" + tables.text(results))
+    if args.json:
+        write_json(results, args.json)
+    if args.charts:
+        draw(results, args.charts)
+    parted = [tables.label(result) for result in results if not result.agrees]
+    if parted:
+        print(f"\nThe loss curves of torch and rnn_ext part too soon: {', '.join(parted)}")
+    return 1 if parted else 0
+
+
+def run(task: Task, given: dict[str, list], swept: str | None, args: argparse.Namespace) -> Iterator[Result]:
+    """One result, or one for each value of the swept option."""
+    options = {name: values[0] for name, values in given.items()}
+    if args.quick:
+        options = {**task.quick, **options}
+    for value in given[swept] if swept else [None]:
+        if swept:
+            options[swept] = value
+        result = run_task(task, args.backend or BACKENDS, args.seed, args.dtype, **options)
+        result.swept = swept
+        yield result
+
+
+def listing() -> str:
+    """Every task: what it is, when it counts as reached, on what it runs, with which options."""
+    lines = []
+    for task in TASKS.values():
+        numpy = " (numpy forward only)" if "numpy" in task.backends and task.numpy == "forward" else ""
+        lines += [
+            f"{task.name}  [{task.id}]  {task.title}",
+            f"    reached when: {task.reached_when}",
+            f"    backends: {', '.join(task.backends)}{numpy}; seed {task.seed}",
+            f"    {', '.join(f'{name} {value}' for name, value in task.options.items())}",
+        ]
+    return "\n".join(lines)
+
+
+def write_json(results: list[Result], path: Path) -> None:
+    """All results with the machine's facts."""
+    from benchmarks.machine import facts
+
+    document = {
+        "kind": "tasks",
+        "machine": facts(),
+        "threads": torch.get_num_threads(),
+        "results": [result.as_json() for result in results],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1))
+
+
+def draw(results: list[Result], folder: Path) -> None:
+    """TASK.png for each task, or TASK-OPTION.png for a sweep."""
+    from . import charts
+
+    for name in dict.fromkeys(result.task for result in results):
+        same = [result for result in results if result.task == name]
+        title = f"{name}: {TASKS[name].title}"
+        if same[0].swept:
+            charts.sweep_chart(same, title, folder / f"{name}-{same[0].swept}.png")
+        else:
+            charts.loss_chart(same[0], title, folder / f"{name}.png")
