@@ -45,15 +45,20 @@ double checked_fma_peak(double seconds, int threads) {
   return fma_peak(seconds, threads);
 }
 
+int checked_cell(const std::string& mode) {
+  const int cell = cell_of(mode);
+  if (cell < 0) throw std::invalid_argument("rnn_ext: no cell of mode " + mode);
+  return cell;
+}
+
 py::tuple plan(const std::string& mode, int64_t T, int64_t B, int64_t R, int64_t I, int64_t H, int64_t L, int64_t D,
                bool float64, int threads, bool batch_invariant) {
-  const int cell = cell_of(mode);
-  if (cell < 0) throw std::invalid_argument("plan: no cell of mode " + mode);
+  const int cell = checked_cell(mode);
   Sequences seq;
   seq.T = T;
   seq.B = B;
   seq.R = R;
-  const Plan p = make_plan(seq, Shape{I, H, L, D, true}, gates_of(cell), float64 ? 8 : 4, threads, batch_invariant);
+  const Plan p = make_plan(seq, Shape{I, H, L, D, true}, cell_facts[cell].gates, float64 ? 8 : 4, threads, batch_invariant);
   return py::make_tuple(name(p), p.threads);
 }
 
@@ -69,6 +74,8 @@ PYBIND11_MODULE(_C, m) {
         "torch (built against), torch_abi_target (oldest torch it runs on), sanitizers (empty if none).");
   m.def("isa", [] { return name(active()); }, "Instruction set in use: the machine's best, capped by RNN_EXT_ISA.");
   m.def("available_isas", &available_isas, "Instruction sets that this machine can run, worst first.");
+  m.def("tape", [](const std::string& mode) { return cell_facts[checked_cell(mode)].tape; }, py::arg("mode"),
+        "How many numbers per hidden unit and step the cell keeps for backward. Raises ValueError for an unknown mode.");
   m.def("plan", &plan, py::arg("mode"), py::arg("T"), py::arg("B"), py::arg("rows"), py::arg("I"), py::arg("H"), py::arg("L"),
         py::arg("D"), py::arg("float64"), py::arg("threads"), py::arg("batch_invariant"),
         "(name, threads) of the plan that a call of this shape takes. Raises ValueError for an unknown mode.");

@@ -8,10 +8,9 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <cstring>
+#include <algorithm>
 #include <optional>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "cells/names.h"
@@ -84,14 +83,14 @@ struct Call {
   Shape shape;
   int cell, dtype;
   Tensor x;
-  Maybe h_0;
+  Maybe h_0, c_0;
   Tensors weights, masks;
   std::vector<LayerWeights> layer_weights;
   std::vector<const void*> mask_pointers;
   std::vector<int64_t> first_rows;
   int64_t x_step = 0, x_row = 0;
 
-  Call(const Tensor& input, const Maybe& initial, const Tensors& params, const Maybe& batch_sizes,
+  Call(const Tensor& input, const Maybe& h_initial, const Maybe& c_initial, const Tensors& params, const Maybe& batch_sizes,
        const Tensors& dropout, const std::string& mode, int64_t num_layers, bool bidirectional)
       : cell(cell_of(mode)), dtype(dtype_of(input)), x(input) {
     STD_TORCH_CHECK(cell >= 0, "rnn_ext: no cell of mode ", mode);
@@ -103,11 +102,9 @@ struct Call {
     shape = {x.size(-1), params[1].size(1), num_layers, bidirectional ? 2 : 1, per_pair == 4};
     STD_TORCH_CHECK(x.is_cpu(), "rnn_ext: input must be a CPU tensor");
     find_rows(batch_sizes);
-    if (initial) {
-      check_shape(*initial, {pairs, seq.B, shape.H}, x, "h_0");
-      h_0 = dense(*initial);
-    }
-    const int64_t gate_rows = gates_of(cell) * shape.H;
+    if (h_initial) h_0 = state(*h_initial, "h_0");
+    if (c_initial && facts().states > 1) c_0 = state(*c_initial, "c_0");
+    const int64_t gate_rows = facts().gates * shape.H;
     for (int64_t i = 0; i < pairs; ++i) {
       const int64_t inputs = i < shape.D ? shape.I : shape.D * shape.H;
       const auto weight = [&](int64_t j, const std::vector<int64_t>& sizes) {
@@ -136,8 +133,15 @@ struct Call {
   }
 
   const Kernel& kernel() const { return table().kernel[cell][dtype]; }
+  const CellFacts& facts() const { return cell_facts[cell]; }
+
+  std::vector<int64_t> state_sizes() const { return {shape.L * shape.D, seq.B, shape.H}; }
+  Tensor state(const Tensor& given, const char* what) const {
+    check_shape(given, state_sizes(), x, what);
+    return dense(given);
+  }
   Plan plan(bool batch_invariant) const {
-    return make_plan(seq, shape, gates_of(cell), dtype == int(DType::float64) ? 8 : 4,
+    return make_plan(seq, shape, facts().gates, dtype == int(DType::float64) ? 8 : 4,
                      int(torch::stable::get_num_threads()), batch_invariant);
   }
 
@@ -150,6 +154,7 @@ struct Call {
     a.x_step = x_step;
     a.x_row = x_row;
     a.h_0 = h_0 ? h_0->const_data_ptr() : nullptr;
+    a.c_0 = c_0 ? c_0->const_data_ptr() : nullptr;
     a.weights = layer_weights.data();
     a.masks = masks.empty() ? nullptr : mask_pointers.data();
     return a;
@@ -196,52 +201,68 @@ void run(Args& args, size_t (*bytes)(const Args&), void (*kernel)(const Args&, c
   run_team(args.plan.threads, [&](const Team& team) { kernel(args, team); });
 }
 
-std::tuple<Tensor, Tensor, Tensor> rnn_forward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, Tensors masks,
-                                               std::string mode, int64_t num_layers, bool bidirectional, bool save,
-                                               bool batch_invariant) {
-  const Call call(x, h_0, weights, batch_sizes, masks, mode, num_layers, bidirectional);
+// y, h_n, c_n (if the cell has one) and, if `save`, what backward needs: the outputs of the layers below the last (if
+// any) and the tape (if the cell has one).
+Tensors rnn_forward(Tensor x, Maybe h_0, Maybe c_0, Tensors weights, Maybe batch_sizes, Tensors masks,
+                    std::string mode, int64_t num_layers, bool bidirectional, bool save, bool batch_invariant) {
+  const Call call(x, h_0, c_0, weights, batch_sizes, masks, mode, num_layers, bidirectional);
   const Shape& s = call.shape;
   ForwardArgs args = call.args<ForwardArgs>();
   args.plan = call.plan(batch_invariant);
-  args.hidden_slots = save ? s.L - 1 : std::min<int64_t>(s.L - 1, 2);
+  Tensors out;
+  const auto output = [&](const std::vector<int64_t>& sizes) {
+    out.push_back(empty(sizes, x.scalar_type()));
+    return out.back().mutable_data_ptr();
+  };
   const int64_t outputs = s.D * s.H;
-  Tensor y = batch_sizes ? empty({call.seq.R, outputs}, x.scalar_type())
-                         : empty({call.seq.T, call.seq.B, outputs}, x.scalar_type());
-  Tensor h_n = empty({s.L * s.D, call.seq.B, s.H}, x.scalar_type());
-  Tensor hidden = empty({args.hidden_slots, call.seq.R, outputs}, x.scalar_type());
-  args.y = y.mutable_data_ptr();
-  args.h_n = h_n.mutable_data_ptr();
-  args.hidden = hidden.mutable_data_ptr();
+  args.y = batch_sizes ? output({call.seq.R, outputs}) : output({call.seq.T, call.seq.B, outputs});
+  args.h_n = output(call.state_sizes());
+  if (call.facts().states > 1) args.c_n = output(call.state_sizes());
+  Tensor below;
+  if (s.L > 1) {
+    args.hidden_slots = save ? s.L - 1 : std::min<int64_t>(s.L - 1, 2);
+    below = empty({args.hidden_slots, call.seq.R, outputs}, x.scalar_type());
+    args.hidden = below.mutable_data_ptr();
+    if (save) out.push_back(below);
+  }
+  if (save && call.facts().tape > 0) args.tape = output({s.L * s.D, call.seq.R, call.facts().tape, s.H});
   run(args, call.kernel().forward_bytes, call.kernel().forward);
-  return {y, h_n, save ? hidden : empty({0}, x.scalar_type())};
+  return out;
 }
 
-// The wanted gradients in this order: dx (if need_dx), dh_0 (if need_dh_0), one for each weight (if need_dw); in the
-// compute type.
-Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, Tensors masks, Tensor y, Tensor hidden,
-                     Maybe dy, Maybe dh_n, std::string mode, int64_t num_layers, bool bidirectional, bool need_dx,
-                     bool need_dh_0, bool need_dw, bool batch_invariant) {
-  const Call call(x, h_0, weights, batch_sizes, masks, mode, num_layers, bidirectional);
+// The wanted gradients in this order: dx, dh_0, dc_0 (each if needed), one for each weight (if need_dw); in the compute
+// type. `saved` is what forward returned behind the final states.
+Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, Tensors masks, Tensor y, Tensors saved,
+                     Maybe dy, Maybe dh_n, Maybe dc_n, std::string mode, int64_t num_layers, bool bidirectional,
+                     bool need_dx, bool need_dh_0, bool need_dc_0, bool need_dw, bool batch_invariant) {
+  const Call call(x, h_0, std::nullopt, weights, batch_sizes, masks, mode, num_layers, bidirectional);
   const Shape& s = call.shape;
   const ScalarType type = compute_type(x);
   BackwardArgs args = call.args<BackwardArgs>();
   args.plan = call.plan(batch_invariant);
-  const int64_t outputs = s.D * s.H;
-  STD_TORCH_CHECK(y.numel() == call.seq.R * outputs && y.scalar_type() == x.scalar_type() && y.is_contiguous() &&
-                      hidden.numel() == (s.L - 1) * call.seq.R * outputs,
-                  "rnn_ext: y and hidden must be what forward returned");
-  args.y = y.const_data_ptr();
-  args.hidden = hidden.const_data_ptr();
-  Tensor dy_rows, dh_n_rows;
+  const int64_t outputs = s.D * s.H, tape = call.facts().tape;
+  const auto kept = [&](const Tensor& t, int64_t elements) {
+    STD_TORCH_CHECK(t.numel() == elements && t.scalar_type() == x.scalar_type() && t.is_contiguous(),
+                    "rnn_ext: y and saved must be what forward returned");
+    return t.const_data_ptr();
+  };
+  STD_TORCH_CHECK(saved.size() == size_t(s.L > 1) + size_t(tape > 0), "rnn_ext: saved must be what forward returned");
+  args.y = kept(y, call.seq.R * outputs);
+  if (s.L > 1) args.hidden = kept(saved.front(), (s.L - 1) * call.seq.R * outputs);
+  if (tape > 0) args.tape = kept(saved.back(), s.L * s.D * call.seq.R * tape * s.H);
+  Tensor dy_rows, dh_n_rows, dc_n_rows;
   if (dy) {
     STD_TORCH_CHECK(dy->numel() == y.numel() && dy->scalar_type() == x.scalar_type(), "rnn_ext: dy must be like y");
     dy_rows = dense(*dy);
     args.dy = dy_rows.const_data_ptr();
   }
   if (dh_n) {
-    check_shape(*dh_n, {s.L * s.D, call.seq.B, s.H}, x, "dh_n");
-    dh_n_rows = dense(*dh_n);
+    dh_n_rows = call.state(*dh_n, "dh_n");
     args.dh_n = dh_n_rows.const_data_ptr();
+  }
+  if (dc_n) {
+    dc_n_rows = call.state(*dc_n, "dc_n");
+    args.dc_n = dc_n_rows.const_data_ptr();
   }
   Tensors gradients;
   if (need_dx) {
@@ -249,8 +270,12 @@ Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, Te
     args.dx = gradients.back().mutable_data_ptr();
   }
   if (need_dh_0) {
-    gradients.push_back(empty({s.L * s.D, call.seq.B, s.H}, type));
+    gradients.push_back(empty(call.state_sizes(), type));
     args.dh_0 = gradients.back().mutable_data_ptr();
+  }
+  if (need_dc_0) {
+    gradients.push_back(empty(call.state_sizes(), type));
+    args.dc_0 = gradients.back().mutable_data_ptr();
   }
   std::vector<LayerGradients> layer_gradients;
   if (need_dw) {
@@ -280,12 +305,12 @@ Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, Te
 
 STABLE_TORCH_LIBRARY(rnn_ext, m) {
   m.def(
-      "rnn_forward(Tensor x, Tensor? h_0, Tensor[] weights, Tensor? batch_sizes, Tensor[] masks, str mode, "
-      "int num_layers, bool bidirectional, bool save, bool batch_invariant) -> (Tensor, Tensor, Tensor)");
+      "rnn_forward(Tensor x, Tensor? h_0, Tensor? c_0, Tensor[] weights, Tensor? batch_sizes, Tensor[] masks, str mode, "
+      "int num_layers, bool bidirectional, bool save, bool batch_invariant) -> Tensor[]");
   m.def(
       "rnn_backward(Tensor x, Tensor? h_0, Tensor[] weights, Tensor? batch_sizes, Tensor[] masks, Tensor y, "
-      "Tensor hidden, Tensor? dy, Tensor? dh_n, str mode, int num_layers, bool bidirectional, bool need_dx, "
-      "bool need_dh_0, bool need_dw, bool batch_invariant) -> Tensor[]");
+      "Tensor[] saved, Tensor? dy, Tensor? dh_n, Tensor? dc_n, str mode, int num_layers, bool bidirectional, "
+      "bool need_dx, bool need_dh_0, bool need_dc_0, bool need_dw, bool batch_invariant) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rnn_ext, CPU, m) {

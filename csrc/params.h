@@ -63,10 +63,13 @@ struct ForwardArgs {
   const void* x = nullptr;            // row (t, b) at x + t*x_step + b*x_row, or x + row*x_row when packed
   int64_t x_step = 0, x_row = 0;      // in elements; the features of a row are contiguous
   const void* h_0 = nullptr;          // [L*D, B, H] or null for zeros
+  const void* c_0 = nullptr;          // likewise, for cells that have a cell state
   const LayerWeights* weights = nullptr;  // [L*D]
   const void* const* masks = nullptr;     // [L-1] dropout masks, each [R, D*H]; or null
   void* y = nullptr;                  // [R, D*H], output of the last layer
   void* h_n = nullptr;                // [L*D, B, H]
+  void* c_n = nullptr;                // [L*D, B, H] for cells that have a cell state
+  void* tape = nullptr;               // [L*D, R, tape of the cell, H], or null when nothing is kept for backward
   void* hidden = nullptr;             // [hidden_slots, R, D*H], outputs of the layers below the last
   int64_t hidden_slots = 0;           // L-1 when they are saved for backward, else at most 2
   void* workspace = nullptr;          // 64-byte aligned, workspace_bytes() of it
@@ -79,14 +82,18 @@ struct BackwardArgs {
   const void* x = nullptr;
   int64_t x_step = 0, x_row = 0;
   const void* h_0 = nullptr;
+  const void* c_0 = nullptr;
   const LayerWeights* weights = nullptr;
   const void* const* masks = nullptr;
   const void* y = nullptr;             // as forward left them
   const void* hidden = nullptr;        // [L-1, R, D*H]
+  const void* tape = nullptr;          // [L*D, R, tape of the cell, H]
   const void* dy = nullptr;            // [R, D*H] or null for zeros
   const void* dh_n = nullptr;          // [L*D, B, H] or null for zeros
+  const void* dc_n = nullptr;          // likewise
   void* dx = nullptr;                  // [R, I], compute type, or null when not wanted
   void* dh_0 = nullptr;                // [L*D, B, H], compute type, or null when not wanted
+  void* dc_0 = nullptr;                // likewise
   const LayerGradients* gradients = nullptr;  // [L*D], or null when not wanted
   void* workspace = nullptr;
 };

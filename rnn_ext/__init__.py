@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from rnn_ext._load import _C as _C
 from rnn_ext.explain import Explanation, explain
-from rnn_ext.modules import RNN
+from rnn_ext.modules import GRU, LSTM, RNN
 from rnn_ext.route import SlowPathWarning
 from rnn_ext.settings import batch_invariant, is_batch_invariant
 
@@ -23,6 +23,8 @@ except PackageNotFoundError:  # built in place, not installed
     __version__ = _C.build_info()["version"]
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "RNN",
     "Explanation",
     "SlowPathWarning",

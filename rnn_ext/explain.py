@@ -59,9 +59,9 @@ def explain(module: torch.nn.Module, input: Tensor | PackedSequence, hx: Tensor 
         TypeError: if module is not a layer of rnn_ext.
         ValueError, RuntimeError: what the call itself would raise for these arguments.
     """
-    from rnn_ext.modules import _Recurrent
+    from rnn_ext.modules import Recurrent
 
-    if not isinstance(module, _Recurrent):
+    if not isinstance(module, Recurrent):
         raise TypeError(f"explain: expected a layer of rnn_ext, got {type(module).__name__}")
     call = module.prepare(input, hx)
     if call.reason is not None:

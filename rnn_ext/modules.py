@@ -2,65 +2,80 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, overload
 
 import torch
-from torch import Tensor, _VF, nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from rnn_ext import torch_path
 from rnn_ext.ops import Stack, recurrent
 from rnn_ext.route import reason_for_torch, warn_slow
 
-_torch_op = {"RNN_TANH": _VF.rnn_tanh, "RNN_RELU": _VF.rnn_relu}
-
 
 class Call(NamedTuple):
-    """A call as the kernels take it, arguments checked: 3-D padded or 2-D packed input, 3-D or no initial state."""
+    """A call as the kernels take it, arguments checked: 3-D padded or 2-D packed input, 3-D or no initial states."""
 
     input: Tensor
-    hx: Tensor | None
+    states: tuple[Tensor, ...] | None  # h_0, for an LSTM h_0 and c_0
     batch_sizes: Tensor | None
     weights: list[Tensor]
     reason: str | None  # why it goes to torch's own operator, if it does
 
 
-class _Recurrent(nn.RNNBase):
+class Recurrent(nn.RNNBase):
+    """What RNN, LSTM and GRU share: everything but constructors, texts, and hx being one tensor or two."""
+
+    _DIM_ERROR: ClassVar[str]  # torch's words for an input that is neither 2-D nor 3-D
+
     def forward(self, input, hx=None):
         """Runs the layer; see the class for shapes and errors."""
-        call = self.prepare(input, hx)
-        output, h_n = self._run(call)
+        output, *states = self._run(self.prepare(input, hx))
         if isinstance(input, PackedSequence):
             output = PackedSequence(output, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
-            return output, self.permute_hidden(h_n, input.unsorted_indices)
-        if input.dim() == 2:
-            return output.squeeze(0 if self.batch_first else 1), h_n.squeeze(1)
-        return output, h_n
+            if input.unsorted_indices is not None:
+                states = [s.index_select(1, input.unsorted_indices) for s in states]
+        elif input.dim() == 2:
+            output, states = output.squeeze(0 if self.batch_first else 1), [s.squeeze(1) for s in states]
+        return output, states[0] if len(states) == 1 else tuple(states)
 
-    def prepare(self, input: Tensor | PackedSequence, hx: Tensor | None) -> Call:
+    def prepare(self, input: Tensor | PackedSequence, hx) -> Call:
         """Checks the arguments of a call and brings them into the kernels' form."""
+        states = None if hx is None else self._states(hx)
         if isinstance(input, PackedSequence):
-            if hx is not None:
-                hx = self.permute_hidden(hx, input.sorted_indices)
-            return self._check(input.data, hx, input.batch_sizes)
+            if states is not None and input.sorted_indices is not None:
+                states = tuple(s.index_select(1, input.sorted_indices) for s in states)
+            return self._check(input.data, states, input.batch_sizes)
         dim = input.dim()
+        if dim not in (2, 3):
+            raise ValueError(self._DIM_ERROR.format(dim))
+        if states is not None:
+            self._check_dims(dim, states)
         if dim == 3:
-            if hx is not None and hx.dim() != 3:
-                raise RuntimeError(f"For batched 3-D input, hx should also be 3-D but got {hx.dim()}-D tensor")
-            return self._check(input, hx, None)
-        if dim != 2:
-            raise ValueError(f"{type(self).__name__}: Expected input to be 2D or 3D, got {dim}D tensor instead")
-        if hx is not None:
-            if hx.dim() != 2:
-                raise RuntimeError(f"For unbatched 2-D input, hx should also be 2-D but got {hx.dim()}-D tensor")
-            hx = hx.unsqueeze(1)
-        return self._check(input.unsqueeze(0 if self.batch_first else 1), hx, None)
+            return self._check(input, states, None)
+        if states is not None:
+            states = tuple(s.unsqueeze(1) for s in states)
+        return self._check(input.unsqueeze(0 if self.batch_first else 1), states, None)
 
-    def _weights(self) -> list[Tensor]:
+    def _states(self, hx) -> tuple[Tensor, ...]:
+        return (hx,)
+
+    def _check_dims(self, dim: int, states: tuple[Tensor, ...]) -> None:
+        if states[0].dim() != dim:
+            kind = "batched" if dim == 3 else "unbatched"
+            raise RuntimeError(
+                f"For {kind} {dim}-D input, hx should also be {dim}-D but got {states[0].dim()}-D tensor"
+            )
+
+    def _check_sizes(self, input: Tensor, states: tuple[Tensor, ...], batch_sizes: Tensor | None) -> None:
+        self.check_hidden_size(states[0], self.get_expected_hidden_size(input, batch_sizes))
+
+    def _weights(self) -> list[Any]:
         # Read at every call: _flat_weights goes stale under parametrizations and replaced parameters.
         parameters = self._parameters
         return [parameters[n] if n in parameters else getattr(self, n) for n in self._flat_weights_names]
 
-    def _check(self, input: Tensor, hx: Tensor | None, batch_sizes: Tensor | None) -> Call:
+    def _check(self, input: Tensor, states: tuple[Tensor, ...] | None, batch_sizes: Tensor | None) -> Call:
         weights = self._weights()
         autocast = torch._C._is_any_autocast_enabled()
         if not autocast and input.dtype != weights[0].dtype:
@@ -75,23 +90,25 @@ class _Recurrent(nn.RNNBase):
             raise RuntimeError(
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.shape[-1]}"
             )
-        if hx is not None:
-            self.check_hidden_size(hx, self.get_expected_hidden_size(input, batch_sizes))
+        if states is not None:
+            self._check_sizes(input, states, batch_sizes)
         if autocast:
-            input, hx, weights = _autocast(input, hx, weights)
-        reason = reason_for_torch((input, *weights) if hx is None else (input, *weights, hx))
-        return Call(input, hx, batch_sizes, weights, reason)
+            input, states, weights = _autocast(input, states, weights)
+        reason = "no kernel for a projection" if self.proj_size > 0 else None
+        reason = reason or reason_for_torch((input, *weights) if states is None else (input, *weights, *states))
+        return Call(input, states, batch_sizes, weights, reason)
 
-    def _run(self, call: Call) -> tuple[Tensor, Tensor]:
-        input, hx, batch_sizes, weights, reason = call
+    def _run(self, call: Call):
+        input, states, batch_sizes, weights, reason = call
         if reason is None and (batch_sizes is not None or input.numel() > 0):
             time_major = input.transpose(0, 1) if self.batch_first and batch_sizes is None else input
             stack = Stack(self.mode, self.num_layers, self.bidirectional)
-            output, h_n = recurrent(time_major, hx, weights, batch_sizes, self._masks(time_major), stack)
-            return (output.transpose(0, 1) if time_major is not input else output), h_n
+            h_0, c_0 = (None, None) if states is None else (states[0], states[1] if len(states) > 1 else None)
+            out = recurrent(time_major, h_0, c_0, weights, batch_sizes, self._masks(time_major), stack)
+            return out if time_major is input else (out[0].transpose(0, 1), *out[1:])
         if reason is not None and not input.is_meta:
             warn_slow(reason)
-        return self._run_torch(input, hx, batch_sizes, weights)
+        return self._run_torch(input, states, batch_sizes, weights)
 
     def _masks(self, x: Tensor) -> list[Tensor]:
         """Dropout masks between the layers, drawn from torch's generator in torch's order."""
@@ -103,31 +120,31 @@ class _Recurrent(nn.RNNBase):
         keep = 1 - self.dropout
         return [x.new_empty(shape).bernoulli_(keep).div_(keep) for _ in range(self.num_layers - 1)]
 
-    def _run_torch(self, input, hx, batch_sizes, weights):
+    def _run_torch(self, input, states, batch_sizes, weights):
         """The same call on torch's own operator: what has no kernel, and errors that are torch's to raise."""
-        if hx is None:
-            shape = self.get_expected_hidden_size(input, batch_sizes)
-            hx = torch.zeros(shape, dtype=input.dtype, device=input.device)
-        options = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
-        if batch_sizes is None:
-            return _torch_op[self.mode](input, hx, weights, *options, self.batch_first)
-        return _torch_op[self.mode](input, batch_sizes, hx, weights, *options)
+        if states is None:
+            layers, batch, size = self.get_expected_hidden_size(input, batch_sizes)
+            sizes = (size, self.hidden_size) if self.mode == "LSTM" else (size,)
+            states = tuple(torch.zeros(layers, batch, n, dtype=input.dtype, device=input.device) for n in sizes)
+        options = (weights, self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
+        return torch_path.call(self.mode, input, states, batch_sizes, *options, batch_first=self.batch_first)
 
 
-def _autocast(input: Tensor, hx: Tensor | None, weights: list[Tensor]):
+def _autocast(input: Tensor, states: tuple[Tensor, ...] | None, weights: list[Tensor]):
     """What autocast does to a function on its list of lower precision, here the same for every layer."""
     device = input.device.type
     if not torch.is_autocast_enabled(device):
-        return input, hx, weights
+        return input, states, weights
     dtype = torch.get_autocast_dtype(device)
 
     def cast(t):
         return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
 
-    return cast(input), None if hx is None else cast(hx), [cast(w) for w in weights]
+    states = None if states is None else tuple(cast(s) for s in states)
+    return cast(input), states, [cast(w) for w in weights]
 
 
-class RNN(_Recurrent):
+class RNN(Recurrent):
     r"""Elman RNN with tanh or ReLU, a drop-in replacement for `torch.nn.RNN`.
 
     For each layer, with x_t the input at step t (the layer below's h_t for upper layers) and h_0 the initial state,
@@ -161,6 +178,7 @@ class RNN(_Recurrent):
     """
 
     nonlinearity: str
+    _DIM_ERROR = "RNN: Expected input to be 2D or 3D, got {}D tensor instead"
 
     @overload
     def __init__(
@@ -194,6 +212,146 @@ class RNN(_Recurrent):
         self.nonlinearity = nonlinearity
 
     if TYPE_CHECKING:  # for the reader and the type checker alone: another layer of calls would cost half a microsecond
+
+        @overload
+        def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+
+        @overload
+        def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
+
+        def forward(self, input, hx=None): ...
+
+        __call__ = forward
+
+
+class LSTM(Recurrent):
+    r"""Long short-term memory, a drop-in replacement for `torch.nn.LSTM`.
+
+    For each layer, with x_t the input at step t and * the product of elements,
+
+        i = sigmoid(W_i x_t + b_i + U_i h_{t-1} + d_i), likewise f and o
+        g = tanh(W_g x_t + b_g + U_g h_{t-1} + d_g)
+        c_t = f * c_{t-1} + i * g,   h_t = o * tanh(c_t)
+
+    (S. Hochreiter, J. Schmidhuber, "Long Short-Term Memory", Neural Computation 9, 1997; the formula of
+    `torch.nn.LSTM`).
+
+    Args:
+        input_size: features of the input, I.
+        hidden_size: features of the state, H.
+        num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as for `RNN`.
+        proj_size: size of a projection of h_t; with one (> 0) the call runs on torch's own operator.
+
+    Inputs:
+        input: as for `RNN`.
+        hx: (h_0, c_0), each [L*D, B, H] ([L*D, H] unbatched); zeros if left out.
+
+    Outputs:
+        output: as for `RNN`.
+        (h_n, c_n): each [L*D, B, H] or [L*D, H].
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as torch.nn.LSTM does, with its texts.
+    """
+
+    _DIM_ERROR = "LSTM: Expected input to be 2D or 3D, got {}D instead"
+
+    @overload
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(self, *args, **kwargs) -> None: ...
+
+    def __init__(self, *args, **kwargs):
+        super().__init__("LSTM", *args, **kwargs)
+
+    def _states(self, hx):
+        return hx[0], hx[1]
+
+    def _check_dims(self, dim, states):
+        h, c = states
+        if h.dim() != dim or c.dim() != dim:
+            kind = "batched" if dim == 3 else "unbatched"
+            raise RuntimeError(
+                f"For {kind} {dim}-D input, hx and cx should also be {dim}-D but got ({h.dim()}-D, {c.dim()}-D) tensors"
+            )
+
+    def _check_sizes(self, input, states, batch_sizes):
+        layers, batch, _ = expected = self.get_expected_hidden_size(input, batch_sizes)
+        self.check_hidden_size(states[0], expected, "Expected hidden[0] size {}, got {}")
+        self.check_hidden_size(states[1], (layers, batch, self.hidden_size), "Expected hidden[1] size {}, got {}")
+
+    if TYPE_CHECKING:
+
+        @overload
+        def forward(
+            self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+        ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+
+        @overload
+        def forward(
+            self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+        ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
+
+        def forward(self, input, hx=None): ...
+
+        __call__ = forward
+
+
+class GRU(Recurrent):
+    r"""Gated recurrent unit, a drop-in replacement for `torch.nn.GRU`.
+
+    For each layer, with x_t the input at step t and * the product of elements,
+
+        r = sigmoid(W_r x_t + b_r + U_r h_{t-1} + d_r), likewise z
+        n = tanh(W_n x_t + b_n + r * (U_n h_{t-1} + d_n))
+        h_t = (1 - z) * n + z * h_{t-1}
+
+    (K. Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder", 2014; the formula of `torch.nn.GRU`).
+
+    Args, inputs, outputs: as for `RNN`, without nonlinearity.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as torch.nn.GRU does, with its texts.
+    """
+
+    _DIM_ERROR = "GRU: Expected input to be 2D or 3D, got {}D instead"
+
+    @overload
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(self, *args, **kwargs) -> None: ...
+
+    def __init__(self, *args, **kwargs):
+        if "proj_size" in kwargs:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        super().__init__("GRU", *args, **kwargs)
+
+    if TYPE_CHECKING:
 
         @overload
         def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...

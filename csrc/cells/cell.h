@@ -3,23 +3,34 @@
 // A cell is a few constants and two pure functions of one step, pointwise in the hidden unit; the time loops
 // never name a cell. V is a vector of hidden units on the CPU and a scalar on the GPU.
 //
-//   gates     number of pre-activations per unit, in PyTorch's gate order
-//   forward   a[gates] = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh            -> h_t
-//   backward  h_t and dh_t (gradient of the loss with respect to h_t)     -> da[gates]
+//   gates     weight rows per unit, in PyTorch's gate order
+//   columns   pre-activations per unit: one a gate, and one more for each gate whose recurrent part stays apart
+//   hidden_column(g)  the column of gate g's recurrent part; that of its input part is g
+//   carry     what runs beside h from step to step: nothing; the cell state c, and dc in backward; or, in backward
+//             alone, the part of dh that bypasses the product with W_hh
+//   tape      numbers per unit that forward keeps for backward
+//
+//   forward   a[columns], h_{t-1}, c (in: of t-1, out: of t)                  -> h_t, tape
+//   backward  tape, h_t, dh_t, carry (in: from step t+1, out: for step t-1)   -> da[columns]
+// where column g of a is W_ih x_t + b_ih plus, unless they stay apart, W_hh h_{t-1} + b_hh.
 #pragma once
 
-// X(name in PyTorch's RNNBase.mode, struct, gates)
-#define RNN_EXT_CELLS(X)         \
-  X(RNN_TANH, RnnTanhCell, 1)    \
-  X(RNN_RELU, RnnReluCell, 1)
+// X(name in PyTorch's RNNBase.mode, struct, gates, states, tape)
+#define RNN_EXT_CELLS(X)            \
+  X(RNN_TANH, RnnTanhCell, 1, 1, 0) \
+  X(RNN_RELU, RnnReluCell, 1, 1, 0) \
+  X(LSTM, LstmCell, 4, 2, 5)        \
+  X(GRU, GruCell, 3, 1, 4)
 
 namespace rnn_ext {
 
 enum class CellKind : int {
-#define RNN_EXT_NAME(name, type, gates) name,
+#define RNN_EXT_NAME(name, type, gates, states, tape) name,
   RNN_EXT_CELLS(RNN_EXT_NAME)
 #undef RNN_EXT_NAME
       count
 };
+
+enum class Carry { none, cell, hidden };
 
 }  // namespace rnn_ext

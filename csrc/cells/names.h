@@ -1,4 +1,4 @@
-// Cells by name, for what lies above the kernels.
+// The list of cells, for what lies above the kernels.
 #pragma once
 #include <string>
 
@@ -6,20 +6,22 @@
 
 namespace rnn_ext {
 
-// The cell of that name, or -1.
-inline int cell_of(const std::string& mode) {
-#define RNN_EXT_MATCH(name, type, gates) \
-  if (mode == #name) return int(CellKind::name);
-  RNN_EXT_CELLS(RNN_EXT_MATCH)
-#undef RNN_EXT_MATCH
-  return -1;
-}
+struct CellFacts {
+  const char* mode;  // PyTorch's RNNBase.mode
+  int gates, states, tape;
+};
 
-inline int gates_of(int cell) {
-#define RNN_EXT_GATES(name, type, gates) gates,
-  constexpr int all[] = {RNN_EXT_CELLS(RNN_EXT_GATES)};
-#undef RNN_EXT_GATES
-  return all[cell];
+inline constexpr CellFacts cell_facts[] = {
+#define RNN_EXT_FACTS(name, type, gates, states, tape) {#name, gates, states, tape},
+    RNN_EXT_CELLS(RNN_EXT_FACTS)
+#undef RNN_EXT_FACTS
+};
+
+// The cell of that name (a CellKind), or -1.
+inline int cell_of(const std::string& mode) {
+  for (int cell = 0; cell < int(CellKind::count); ++cell)
+    if (mode == cell_facts[cell].mode) return cell;
+  return -1;
 }
 
 }  // namespace rnn_ext

@@ -2,30 +2,32 @@
 // J. L. Elman, "Finding Structure in Time", Cognitive Science 14 (1990); PyTorch's nn.RNN documentation.
 // Both derivatives need the output alone, so that nothing else is kept for backward.
 
-struct RnnTanhCell {
-  static constexpr int gates = 1;
+struct RnnCell {
+  static constexpr int gates = 1, columns = 1, tape = 0;
+  static constexpr Carry carry = Carry::none;
+  static constexpr int hidden_column(int gate) { return gate; }
+};
 
+struct RnnTanhCell : RnnCell {
   template <class V>
-  static V forward(const V (&a)[gates]) {
+  static V forward(const V* a, V /*h*/, V& /*c*/, V* /*tape*/) {
     return tanh(a[0]);
   }
 
   template <class V>
-  static void backward(V h, V dh, V (&da)[gates]) {
-    da[0] = dh * (V{} + 1 - h * h);
+  static void backward(const V* /*tape*/, V h, V dh, V& /*carry*/, V* da) {
+    da[0] = dh * (1 - h * h);
   }
 };
 
-struct RnnReluCell {
-  static constexpr int gates = 1;
-
+struct RnnReluCell : RnnCell {
   template <class V>
-  static V forward(const V (&a)[gates]) {
+  static V forward(const V* a, V /*h*/, V& /*c*/, V* /*tape*/) {
     return a[0] < V{} ? V{} : a[0];  // NaN stays NaN
   }
 
   template <class V>
-  static void backward(V h, V dh, V (&da)[gates]) {
+  static void backward(const V* /*tape*/, V h, V dh, V& /*carry*/, V* da) {
     da[0] = h <= V{} ? V{} : dh;
   }
 };

@@ -11,14 +11,15 @@ template <class Cell, class S>
 class Backward {
   using T = Compute<S>;
   using L = Layer<S, BackwardArgs>;
-  static constexpr int G = Cell::gates;
+  static constexpr int G = Cell::gates, C = Cell::columns;
   static constexpr int64_t kLane = kLanes<T>;
 
   struct Direction {
     T* W_ih;      // panels of W_ih, gate by gate
     T* W_hh;      // panels of W_hh, gate by gate
-    T* da[2];     // [rows of a chunk, G, Hp]: gradients of the pre-activations, of this chunk and of the one before
+    T* da[2];     // [rows of a chunk, C, Hp]: gradients of the pre-activations, of this chunk and of the one before
     T* dh;        // [B, Hp]
+    T* carry;     // [B, Hp]: what the cell hands from step to step beside da
     T* panel;     // [workers, rows of a chunk, panel width]: right side of a weight gradient's product
     const S** inputs;    // [workers, rows of a chunk]
     const S** previous;  // [workers, rows of a chunk]
@@ -29,7 +30,7 @@ class Backward {
     const Shape& s = args.shape;
     const int64_t widest = s.L > 1 && s.D * H > s.I ? s.D * H : s.I;
     chunk_rows = smaller(args.plan.backward_steps, args.seq.T) * args.seq.B;
-    lda = padded_stride<T>(G * Hp);
+    lda = padded_stride<T>(C * Hp);
     ldh = padded_stride<T>(Hp);
     Workspace w{static_cast<char*>(args.workspace)};
     for (int64_t d = 0; d < s.D; ++d) {
@@ -38,6 +39,7 @@ class Backward {
       z.W_hh = w.take<T>(G * Panels<T>::elements(H, H));
       for (T*& da : z.da) da = w.take<T>(chunk_rows * lda);
       z.dh = w.take<T>(args.seq.B * ldh);
+      z.carry = w.take<T>(Cell::carry != Carry::none ? args.seq.B * ldh : 0);
       z.panel = w.take<T>(args.plan.threads * chunk_rows * kPanelWidth<T>);
       z.inputs = w.take<const S*>(args.plan.threads * chunk_rows);
       z.previous = w.take<const S*>(args.plan.threads * chunk_rows);
@@ -121,10 +123,8 @@ class Backward {
       step(layer, d, s, da, da_of(layer, d, s + 1, c), sequences, mine);
       if (by_unit) team.wait();
     }
-    if (c.begin == 0 && args.dh_0) {
-      const Range all{0, layer.active(d, 0)};
-      recurrent_gradient(layer, d, da_of(layer, d, 0, c), all, sequences, mine);
-    }
+    if (c.begin == 0)
+      initial_gradients(layer, d, da_of(layer, d, 0, c), {0, layer.active(d, 0)}, sequences, mine);
   }
 
   // da of step s, which is in chunk c or the first step of the chunk after it; null past the end.
@@ -141,7 +141,7 @@ class Backward {
     const Range rows{sequences.begin, smaller(sequences.end, active)};
     const int64_t going_on = smaller(rows.end, next);  // sequences before it have a later step
     // Sequences that began at step s + 1 have nothing before it but h_0.
-    if (next > active && args.dh_0) recurrent_gradient(layer, d, da_next, {active, next}, sequences, panels);
+    if (next > active) initial_gradients(layer, d, da_next, {active, next}, sequences, panels);
     if (rows.size() <= 0) return;
 
     const bool last_layer = layer.l == args.shape.L - 1;
@@ -168,25 +168,47 @@ class Backward {
         }
       }
       for (int g = 0; g < G && going_on > rows.begin; ++g)
-        product<false>(z.dh + rows.begin * ldh, ldh, da_next + rows.begin * lda + g * Hp, lda, going_on - rows.begin,
-                       W_hh(layer, d, g), group, Into::add);
-      for (int64_t b = rows.begin; b < rows.end; ++b)
+        product<false>(z.dh + rows.begin * ldh, ldh, da_next + rows.begin * lda + Cell::hidden_column(g) * Hp, lda,
+                       going_on - rows.begin, W_hh(layer, d, g), group, Into::add);
+      for (int64_t b = rows.begin; b < rows.end; ++b) {
+        const S* tape = layer.tape(static_cast<const S*>(args.tape), d, row + b, Cell::tape);
+        const S* dc_n = layer.state(static_cast<const S*>(args.dc_n), d, b);
         for (int64_t j = begin; j < end; j += kLane) {
-          Vec<T> gates[G];
-          Cell::backward(load(y + b * ld + j, H - j), load(z.dh + b * ldh + j), gates);
-          for (int g = 0; g < G; ++g) store(da + b * lda + g * Hp + j, gates[g]);
+          Vec<T> kept[Cell::tape + 1], out[C], dh = load(z.dh + b * ldh + j), carry{};
+          for (int i = 0; i < Cell::tape; ++i) kept[i] = load(tape + i * H + j, H - j);
+          if constexpr (Cell::carry != Carry::none) {
+            if (b < next)
+              carry = load(z.carry + b * ldh + j);
+            else if (dc_n)
+              carry = load(dc_n + j, H - j);
+          }
+          if constexpr (Cell::carry == Carry::hidden) dh += carry;
+          Cell::backward(kept, load(y + b * ld + j, H - j), dh, carry, out);
+          if constexpr (Cell::carry != Carry::none) store(z.carry + b * ldh + j, carry);
+          for (int i = 0; i < C; ++i) store(da + b * lda + i * Hp + j, out[i]);
         }
+      }
     }
   }
 
-  // dh_0 = da W_hh of the sequences in `which` that are this worker's; da is that of their first step.
-  void recurrent_gradient(const L& layer, int64_t d, const T* da, Range which, Range sequences, Range panels) {
+  // Gradients of the initial states of the sequences in `which` that are this worker's; da is that of their first step.
+  void initial_gradients(const L& layer, int64_t d, const T* da, Range which, Range sequences, Range panels) {
     const int64_t begin = which.begin > sequences.begin ? which.begin : sequences.begin;
     const int64_t count = smaller(which.end, sequences.end) - begin;
     if (count <= 0) return;
-    T* out = layer.state(static_cast<T*>(args.dh_0), d, begin);
-    for (int g = 0; g < G; ++g)
-      product<false>(out, H, da + begin * lda + g * Hp, lda, count, W_hh(layer, d, g), panels, g > 0 ? Into::add : Into::assign);
+    T* dh_0 = layer.state(static_cast<T*>(args.dh_0), d, begin);
+    for (int g = 0; g < G && dh_0; ++g)
+      product<false>(dh_0, H, da + begin * lda + Cell::hidden_column(g) * Hp, lda, count, W_hh(layer, d, g), panels,
+                     g > 0 ? Into::add : Into::assign);
+    T* target = Cell::carry == Carry::cell ? layer.state(static_cast<T*>(args.dc_0), d, begin) : dh_0;
+    if (Cell::carry == Carry::none || !target) return;
+    const int64_t last = smaller(panels.end * kPanelWidth<T>, H);
+    for (int64_t b = 0; b < count; ++b)
+      for (int64_t j = panels.begin * kPanelWidth<T>; j < last; j += kLane) {
+        const Vec<T> carry = load(direction[d].carry + (begin + b) * ldh + j);
+        T* p = target + b * H + j;
+        store(p, Cell::carry == Carry::cell ? carry : load(p, H - j) + carry, H - j);
+      }
   }
 
   // Gradients of input and weights from the da of a chunk.
@@ -237,7 +259,8 @@ class Backward {
       pack_rows(B, row, Range{0, 1});
       T* dW = static_cast<T*>(ih ? out.dW_ih : out.dW_hh) + column;
       for (int g = 0; g < G; ++g)
-        product<true>(dW + g * H * N, N, da + g * Hp, lda, H, B, Range{0, 1}, first ? Into::assign : Into::add);
+        product<true>(dW + g * H * N, N, da + (ih ? g : Cell::hidden_column(g)) * Hp, lda, H, B, Range{0, 1},
+                      first ? Into::assign : Into::add);
     }
     if (args.shape.bias) bias_gradients(out, first, rows.size(), da, team);
   }
@@ -246,11 +269,15 @@ class Backward {
     const Range mine = team.part(H, kLane);
     for (int g = 0; g < G; ++g)
       for (int64_t j = mine.begin; j < mine.end; j += kLane) {
-        Vec<T> sum{};
-        for (int64_t r = 0; r < rows; ++r) sum += load(da + r * lda + g * Hp + j);
         void* const both[] = {out.db_ih, out.db_hh};
-        for (void* db : both) {
-          T* p = static_cast<T*>(db) + g * H + j;
+        const int column[] = {g, Cell::hidden_column(g)};
+        Vec<T> sum{};
+        for (int i = 0; i < 2; ++i) {
+          if (i == 0 || column[1] != column[0]) {
+            sum = Vec<T>{};
+            for (int64_t r = 0; r < rows; ++r) sum += load(da + r * lda + column[i] * Hp + j);
+          }
+          T* p = static_cast<T*>(both[i]) + g * H + j;
           store(p, first ? sum : load(p, H - j) + sum, H - j);
         }
       }

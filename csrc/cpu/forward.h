@@ -6,15 +6,17 @@
 template <class Cell, class S>
 class Forward {
   using T = Compute<S>;
-  static constexpr int G = Cell::gates;
+  static constexpr int G = Cell::gates, C = Cell::columns;
+  static constexpr bool kHasCell = Cell::carry == Carry::cell;
   static constexpr int64_t kLane = kLanes<T>;
 
   struct Direction {
     T* W_ih;     // panels of W_ih^T, gate by gate
     T* W_hh;     // panels of W_hh^T, gate by gate
-    T* bias;     // [G, Hp]
-    T* a[2];     // [rows of a chunk, G, Hp]: pre-activations, of this chunk and of the next one
+    T* bias;     // [C, Hp]
+    T* a[2];     // [rows of a chunk, C, Hp]: pre-activations, of this chunk and of the next one
     T* h[2];     // [B, Hp]: states before and after a step
+    T* c;        // [B, Hp]: cell state
     T* input;    // [rows of a chunk, I]: the input where it does not lie as the product needs it
     const S** rows;  // [rows of a chunk]
   };
@@ -24,7 +26,7 @@ class Forward {
     const Shape& s = args.shape;
     const int64_t widest = s.L > 1 && s.D * H > s.I ? s.D * H : s.I;
     const int64_t chunk_rows = smaller(args.plan.forward_steps, args.seq.T) * args.seq.B;
-    lda = padded_stride<T>(G * Hp);
+    lda = padded_stride<T>(C * Hp);
     ldh = padded_stride<T>(Hp);
     ldi = padded_stride<T>(widest);
     Workspace w{static_cast<char*>(args.workspace)};
@@ -32,9 +34,10 @@ class Forward {
       Direction& z = direction[d];
       z.W_ih = args.plan.unpacked ? nullptr : w.take<T>(G * Panels<T>::elements(widest, H));
       z.W_hh = args.plan.unpacked ? nullptr : w.take<T>(G * Panels<T>::elements(H, H));
-      z.bias = w.take<T>(G * Hp);
+      z.bias = w.take<T>(C * Hp);
       for (T*& a : z.a) a = w.take<T>(chunk_rows * lda);
       for (T*& h : z.h) h = w.take<T>(args.seq.B * ldh);
+      z.c = w.take<T>(kHasCell ? args.seq.B * ldh : 0);
       z.input = w.take<T>(chunk_rows * ldi);
       z.rows = w.take<const S*>(chunk_rows);
     }
@@ -80,12 +83,13 @@ class Forward {
     const LayerWeights& w = layer.weights(d);
     if (team.rank == 0) {
       T* bias = direction[d].bias;
-      for (int64_t i = 0; i < G * Hp; ++i) bias[i] = 0;
+      for (int64_t i = 0; i < C * Hp; ++i) bias[i] = 0;
       if (args.shape.bias)
         for (int g = 0; g < G; ++g)
-          for (int64_t j = 0; j < H; ++j)
-            bias[g * Hp + j] = widen(static_cast<const S*>(w.b_ih)[g * H + j]) +
-                               widen(static_cast<const S*>(w.b_hh)[g * H + j]);
+          for (int64_t j = 0; j < H; ++j) {
+            bias[g * Hp + j] += widen(static_cast<const S*>(w.b_ih)[g * H + j]);
+            bias[Cell::hidden_column(g) * Hp + j] += widen(static_cast<const S*>(w.b_hh)[g * H + j]);
+          }
     }
     if (args.plan.unpacked) return;
     for (int g = 0; g < G; ++g) {
@@ -103,7 +107,7 @@ class Forward {
       if (mine.size() == 0) continue;
       T* a = z.a[c.index % 2] + mine.begin * lda;
       for (int64_t r = 0; r < mine.size(); ++r)
-        for (int64_t j = 0; j < G * Hp; j += kLane) store(a + r * lda + j, load(z.bias + j));
+        for (int64_t j = 0; j < C * Hp; j += kLane) store(a + r * lda + j, load(z.bias + j));
       int64_t ldx;
       const T* x = input(layer, z, all, mine, ldx);
       for (int g = 0; g < G; ++g) {
@@ -168,6 +172,7 @@ class Forward {
   // Step of the sequences [rows.begin, rows.end) and the units of `panels`; `row` is that of sequence 0.
   void step(const L& layer, int64_t d, int64_t row, T* a, const T* h, T* h_next, Range rows, Range panels) {
     if (rows.size() <= 0) return;
+    const Direction& z = direction[d];
     const int64_t ldy = layer.outputs();
     S* y = output(layer.l) + row * ldy + d * H;
     const int64_t together = rows.size() == 1 ? kSinglePanels : 1;
@@ -175,36 +180,48 @@ class Forward {
       const Range group{p, smaller(p + together, panels.end)};
       const int64_t begin = p * kPanelWidth<T>, end = smaller(group.end * kPanelWidth<T>, H);
       for (int g = 0; g < G; ++g) {
-        T* c = a + rows.begin * lda + g * Hp;
+        T* sum = a + rows.begin * lda + Cell::hidden_column(g) * Hp;
         if (args.plan.unpacked)
-          dot_product(c, lda, h + rows.begin * ldh, ldh, rows.size(),
+          dot_product(sum, lda, h + rows.begin * ldh, ldh, rows.size(),
                       static_cast<const S*>(layer.weights(d).W_hh) + g * H * H, H, H, Range{begin, end});
         else
-          product<false>(c, lda, h + rows.begin * ldh, ldh, rows.size(), W_hh(d, g), group, Into::add);
+          product<false>(sum, lda, h + rows.begin * ldh, ldh, rows.size(), W_hh(d, g), group, Into::add);
       }
-      for (int64_t b = rows.begin; b < rows.end; ++b)
+      for (int64_t b = rows.begin; b < rows.end; ++b) {
+        S* tape = layer.tape(static_cast<S*>(args.tape), d, row + b, Cell::tape);
         for (int64_t j = begin; j < end; j += kLane) {
-          Vec<T> gates[G];
-          for (int g = 0; g < G; ++g) gates[g] = load(a + b * lda + g * Hp + j);
-          const Vec<T> out = as_stored<S>(Cell::forward(gates));
+          Vec<T> in[C], kept[Cell::tape + 1], c{};
+          for (int i = 0; i < C; ++i) in[i] = load(a + b * lda + i * Hp + j);
+          if constexpr (kHasCell) c = load(z.c + b * ldh + j);
+          const Vec<T> out = as_stored<S>(Cell::forward(in, load(h + b * ldh + j), c, kept));
+          if constexpr (kHasCell) store(z.c + b * ldh + j, c);
           store(h_next + b * ldh + j, out);
           store(y + b * ldy + j, out, H - j);
+          if (tape)
+            for (int i = 0; i < Cell::tape; ++i) store(tape + i * H + j, kept[i], H - j);
         }
+      }
     }
   }
 
-  // h_0 of the sequences in `which` that are this worker's goes into h.
+  // The initial state of the sequences in `which` that are this worker's.
   void begin(const L& layer, int64_t d, Range which, T* h, Range sequences, Range panels) {
     for_units(which, sequences, panels, [&](int64_t b, int64_t j) {
       const S* h_0 = layer.h_0(d, b);
       store(h + b * ldh + j, h_0 ? load(h_0 + j, H - j) : Vec<T>{});
+      if constexpr (kHasCell) {
+        const S* c_0 = layer.state(static_cast<const S*>(args.c_0), d, b);
+        store(direction[d].c + b * ldh + j, c_0 ? load(c_0 + j, H - j) : Vec<T>{});
+      }
     });
   }
 
-  // Sequences in `which` have had their last step: h is their final state.
+  // The sequences in `which` have had their last step: their state is the final one.
   void finish(const L& layer, int64_t d, Range which, const T* h, Range sequences, Range panels) {
     for_units(which, sequences, panels, [&](int64_t b, int64_t j) {
       store(layer.state(static_cast<S*>(args.h_n), d, b) + j, load(h + b * ldh + j), H - j);
+      if constexpr (kHasCell)
+        store(layer.state(static_cast<S*>(args.c_n), d, b) + j, load(direction[d].c + b * ldh + j), H - j);
     });
   }
 

@@ -18,14 +18,17 @@ namespace {
 #include "vec.h"
 #include "math.h"
 #include "../cells/rnn.h"
+#include "../cells/lstm.h"
+#include "../cells/gru.h"
 #include "product.h"
 #include "layer.h"
 #include "forward.h"
 #include "backward.h"
 
-template <class Cell, int kGates, class S>
+template <class Cell, int kGates, int kStates, int kTape, class S>
 constexpr Kernel kernel_of() {
-  static_assert(Cell::gates == kGates, "the list of cells and the cell disagree");
+  static_assert(Cell::gates == kGates && Cell::tape == kTape && (Cell::carry == Carry::cell) == (kStates == 2),
+                "the list of cells and the cell disagree");
   return {
       [](const ForwardArgs& args) { return Forward<Cell, S>(args).workspace_bytes(); },
       [](const ForwardArgs& args, const Team& team) { Forward<Cell, S>(args).run(team); },
@@ -39,8 +42,9 @@ constexpr Kernel kernel_of() {
 const KernelTable& table() {
   static constexpr KernelTable all = {
       {
-#define RNN_EXT_KERNELS(name, type, count) \
-  {kernel_of<type, count, float>(), kernel_of<type, count, double>(), kernel_of<type, count, bfloat16>()},
+#define RNN_EXT_KERNELS(name, type, ...)                                                  \
+  {kernel_of<type, __VA_ARGS__, float>(), kernel_of<type, __VA_ARGS__, double>(), \
+   kernel_of<type, __VA_ARGS__, bfloat16>()},
           RNN_EXT_CELLS(RNN_EXT_KERNELS)
 #undef RNN_EXT_KERNELS
       },

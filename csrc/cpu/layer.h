@@ -63,6 +63,12 @@ struct Layer {
   }
   const S* h_0(int64_t d, int64_t b) const { return state(static_cast<const S*>(args.h_0), d, b); }
 
+  // What forward kept of row r for backward: `width` times H numbers; null where nothing is kept.
+  template <class P>
+  P* tape(P* all, int64_t d, int64_t r, int64_t width) const {
+    return all ? all + ((l * args.shape.D + d) * args.seq.R + r) * width * args.shape.H : nullptr;
+  }
+
   // Dropout mask of this layer's input, row by row; null for none.
   const S* mask() const { return l == 0 || !args.masks ? nullptr : static_cast<const S*>(args.masks[l - 1]); }
 

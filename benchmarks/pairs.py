@@ -1,0 +1,131 @@
+"""Paired timing: contestants take turns, and only ratios from within one round are compared.
+
+A shared machine drifts by more than the differences worth knowing. Two calls a few milliseconds apart see the
+same machine, so their ratio can be trusted where the ratio of two separate averages cannot.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+Clock = Callable[[], float]
+
+MIN_ROUNDS = 7  # a 95% interval of the median needs six
+MAX_ROUNDS = 300
+BLOCK_SECONDS = 1e-3  # a timed block lasts at least this long, so the clock's resolution does not matter
+SETTLE_SECONDS = 0.02  # calls longer than this need no untimed call first: they settle within themselves
+
+
+def turn_order(names: Sequence[str], round_index: int) -> list[str]:
+    """The order of one round: every second one reversed, each two rotated, so that no place is favoured."""
+    shift = (round_index // 2) % len(names)
+    order = [*names[shift:], *names[:shift]]
+    return order[::-1] if round_index % 2 else order
+
+
+def time_block(function: Callable[[], object], repeats: int, clock: Clock = time.perf_counter) -> float:
+    """Seconds per call over `repeats` calls in a row."""
+    start = clock()
+    for _ in range(repeats):
+        function()
+    return (clock() - start) / repeats
+
+
+def repeats_for(seconds_per_call: float) -> int:
+    """How many calls fill one timed block."""
+    return max(1, math.ceil(BLOCK_SECONDS / max(seconds_per_call, 1e-9)))
+
+
+def interleave(
+    functions: Mapping[str, Callable[[], object]],
+    budget: float,
+    repeats: Mapping[str, int] | None = None,
+    clock: Clock = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Time the functions in turns until `budget` seconds are used.
+
+    Each turn opens with one untimed call, which brings back the function's own caches and gives the thread
+    pool of the one before it time to fall asleep.
+
+    Args:
+        functions: what to time, by name; each must have been called once before.
+        budget: seconds to spend; at least MIN_ROUNDS rounds run whatever it says, and at most MAX_ROUNDS.
+        repeats: calls per timed block, by name; None chooses them so that a block lasts BLOCK_SECONDS.
+        clock: seconds, monotonic.
+
+    Returns:
+        Seconds per call, by name; entry `i` of every list belongs to round `i`.
+    """
+    names = list(functions)
+    per_call = {name: time_block(functions[name], 1, clock) for name in names}
+    if repeats is None:
+        # A single call is a rough guess for a fast function; a look at a whole block corrects it.
+        rough = {name: repeats_for(per_call[name]) for name in names}
+        short = [name for name in names if rough[name] > 1]
+        per_call |= {name: time_block(functions[name], rough[name], clock) for name in short}
+        repeats = {name: repeats_for(per_call[name]) for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    gc_was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        start = clock()
+        for round_index in range(MAX_ROUNDS):
+            if round_index >= MIN_ROUNDS and clock() - start > budget:
+                break
+            for name in turn_order(names, round_index):
+                if per_call[name] < SETTLE_SECONDS:
+                    functions[name]()
+                seconds[name].append(time_block(functions[name], repeats[name], clock))
+    finally:
+        if gc_was_on:
+            gc.enable()
+    return seconds
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A median and the bounds of its confidence interval, in the unit of the values."""
+
+    median: float
+    low: float
+    high: float
+
+
+def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Median with its distribution-free confidence interval from order statistics.
+
+    The number of values below the true median is Binomial(n, 1/2), so the interval runs from the k-th
+    smallest to the k-th largest value, k being the largest for which P(fewer than k below) <=
+    (1 - confidence) / 2. Six values are the fewest that reach 95% (David and Nagaraja, Order Statistics,
+    section 7.1).
+
+    Raises:
+        ValueError: too few values for the confidence asked for.
+    """
+    ordered = sorted(values)
+    count = len(ordered)
+    tail = (1 - confidence) / 2
+    below, k = 0.0, 0
+    while k < count:
+        below += math.comb(count, k) / 2**count
+        if below > tail:
+            break
+        k += 1
+    if k == 0:
+        raise ValueError(f"median_interval: {count} values cannot give a {confidence:.0%} interval")
+    return Interval(median(ordered), ordered[k - 1], ordered[count - k])
+
+
+def ratio_interval(slow: Sequence[float], fast: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Median of the per-round ratios slow / fast, with its interval.
+
+    Raises:
+        ValueError: the lists differ in length, or hold too few rounds.
+    """
+    return median_interval([s / f for s, f in zip(slow, fast, strict=True)], confidence)
