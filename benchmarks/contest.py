@@ -66,7 +66,11 @@ class Cell:
     onnx: Callable | None = None
 
 
-CELLS = {"rnn": Cell(rnn_ext.RNN, torch.nn.RNN, gates=1, onnx=onnx_peer.contestant)}
+CELLS = {
+    "rnn": Cell(rnn_ext.RNN, torch.nn.RNN, gates=1, onnx=onnx_peer.contestant),
+    "lstm": Cell(rnn_ext.LSTM, torch.nn.LSTM, gates=4),
+    "gru": Cell(rnn_ext.GRU, torch.nn.GRU, gates=3),
+}
 
 
 class Case(NamedTuple):

@@ -103,6 +103,53 @@ def test_a_stack_without_bias_is_that_of_torch():
 
 
 @STACKS
+@pytest.mark.parametrize("lengths", [None, LENGTHS])
+@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+def test_gated_cells_are_those_of_torch(name, layers, directions, lengths):
+    cell = ref.CELLS[name]()
+    params, x, h0, dy, dh = stack(cell, layers, directions)
+    rng = np.random.default_rng(5)
+    start = [h0, *(rng.standard_normal(h0.shape) for _ in range(cell.states - 1))]
+    d_final = [dh, *(rng.standard_normal(h0.shape) for _ in range(cell.states - 1))]
+    y, final, tape = ref.forward(cell, x, params, tuple(start), lengths)
+    dx, d_start, grads = ref.backward(tape, dy, tuple(d_final))
+
+    twin = getattr(torch.nn, name)(INPUT, HIDDEN, layers, bidirectional=directions == 2).double()
+    twin.load_state_dict({key: torch.from_numpy(p) for key, p in params.items()})
+    leaves = [torch.tensor(a, requires_grad=True) for a in (x, *start)]
+    packed = leaves[0] if lengths is None else pack_padded_sequence(leaves[0], lengths, enforce_sorted=False)
+    twin_y, twin_final = twin(packed, tuple(leaves[1:]) if cell.states == 2 else leaves[1])
+    if lengths is not None:
+        twin_y, _ = pad_packed_sequence(twin_y, total_length=T)
+    twin_final = twin_final if cell.states == 2 else (twin_final,)
+    outputs = [twin_y, *twin_final]
+    torch.autograd.backward(outputs, [torch.from_numpy(d) for d in (dy, *d_final)])
+    for ours, theirs in zip((y, *final), outputs, strict=True):
+        assert_close(ours, theirs)
+    for ours, leaf in zip((dx, *d_start), leaves, strict=True):
+        assert_close(ours, leaf.grad, scale=10)
+    for key, parameter in twin.named_parameters():
+        assert_close(grads[key], parameter.grad, scale=10)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+def test_every_gradient_of_a_gated_cell_is_the_slope_of_the_loss(name):
+    cell = ref.CELLS[name]()
+    params, x, h0, dy, _ = stack(cell, 2, 2)
+    start = tuple(h0 + i for i in range(cell.states))
+
+    def loss():
+        return (ref.forward(cell, x, params, start, LENGTHS)[0] * dy).sum()
+
+    dx, d_start, grads = ref.backward(ref.forward(cell, x, params, start, LENGTHS)[2], dy, None)
+    assert_is_slope(dx, loss, x)
+    for gradient, state in zip(d_start, start, strict=True):
+        assert_is_slope(gradient, loss, state)
+    for key, values in params.items():
+        assert_is_slope(grads[key], loss, values)
+
+
+@STACKS
 @pytest.mark.parametrize("activation", [ref.tanh, softsign], ids=["tanh", "own"])
 def test_every_gradient_is_the_slope_of_the_loss(layers, directions, activation):
     cell = ref.RNNCell(activation)

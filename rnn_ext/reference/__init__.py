@@ -4,7 +4,7 @@ Read cells.py (one step), then loop.py (all steps, layers, directions), then tra
 Nothing here needs torch or the compiled extension.
 """
 
-from .cells import Activation, Cell, RNNCell, relu, tanh
+from .cells import Activation, Cell, GRUCell, LSTMCell, RNNCell, relu, sigmoid, tanh
 from .loop import Tape, backward, forward, stack_of
 from .train import (
     SGD,
@@ -16,12 +16,11 @@ from .train import (
     linear,
     linear_backward,
     mean_squared_error,
-    sigmoid,
     softmax,
 )
 
 # The cells by the name of the torch.nn layer that they specify.
-CELLS = {"RNN": RNNCell}
+CELLS = {"RNN": RNNCell, "LSTM": LSTMCell, "GRU": GRUCell}
 
 __all__ = [
     "CELLS",
@@ -29,6 +28,8 @@ __all__ = [
     "Activation",
     "Adam",
     "Cell",
+    "GRUCell",
+    "LSTMCell",
     "RNNCell",
     "Tape",
     "backward",

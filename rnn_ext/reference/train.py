@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from .cells import sigmoid
 from .loop import Arrays, param_shapes
 
 
@@ -33,11 +34,6 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     """p_k = exp(s_k) / sum_j exp(s_j) over the last axis; the largest score comes off first (overflow)."""
     e = np.exp(scores - scores.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
-
-
-def sigmoid(a: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-a)), written with tanh so that no a overflows."""
-    return (1 + np.tanh(a / 2)) / 2
 
 
 def cross_entropy(scores: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
