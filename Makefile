@@ -2,6 +2,7 @@
 # takes another torch, `PYTHON=python3.12` another Python, `PYTEST_ARGS=...` goes to pytest.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+OLDEST_TORCH ?= torch==2.10.0
 VENV ?= .venv
 PYTEST_ARGS ?=
 
@@ -20,7 +21,7 @@ help:
 	@echo "make lint        ruff and mypy"
 	@echo "make asan        the kernel tests under AddressSanitizer and UBSan"
 	@echo "make wheel       a manylinux wheel in dist/, and what auditwheel says of it"
-	@echo "make check-wheel the test suite on the installed wheel, with TORCH"
+	@echo "make check-wheel the test suite on the installed wheel, with the oldest torch"
 	@echo "make check-all   all of that, every instruction set, slow tests included"
 	@echo "make clean       remove build products (not .venv)"
 
@@ -38,11 +39,12 @@ lint: $(VENV)/built
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 
-# The isas that this machine has, each as a cap; the last is what runs without one.
+# Every instruction set that this machine has, each as a cap; the last is what runs without one.
 check-all: $(VENV)/built lint
 	set -e; for isa in $$($(BIN)/python -c "from rnn_ext import _C; print(*_C.available_isas())"); do \
-	  echo "RNN_EXT_ISA=$$isa"; RNN_EXT_ISA=$$isa $(BIN)/python -m pytest -q tests --run-slow $(PYTEST_ARGS); done
-	$(MAKE) asan PYTEST_ARGS="--hypothesis-profile=thorough $(PYTEST_ARGS)"
+	  echo "RNN_EXT_ISA=$$isa"; export RNN_EXT_ISA=$$isa; \
+	  $(MAKE) test PYTEST_ARGS="--run-slow $(PYTEST_ARGS)"; \
+	  $(MAKE) asan PYTEST_ARGS="--hypothesis-profile=thorough $(PYTEST_ARGS)"; done
 	$(MAKE) check-wheel
 	$(MAKE) arm
 
@@ -66,10 +68,11 @@ wheel: $(VENV)/built
 	# The symbol versions and the tag they allow. Its first line cannot know that torch brings libtorch_cpu.so.
 	$(BIN)/auditwheel show dist/*.whl
 
-# The tests run in a folder that has no rnn_ext in it, so that only the installed one can be found.
+# One binary for every torch: built with TORCH, tested with the oldest that it is for. The tests run in a folder that
+# has no rnn_ext in it, so that only the installed one can be found.
 check-wheel: wheel
 	$(PYTHON) -m venv --clear build/check-wheel/venv
-	build/check-wheel/venv/bin/$(PIP) install --quiet "$(TORCH)" \
+	build/check-wheel/venv/bin/$(PIP) install --quiet "$(OLDEST_TORCH)" \
 	  "$$(ls $(CURDIR)/dist/*.whl)[test,bench]"
 	cd build/check-wheel && rm -rf tests benchmarks && cp -rp ../../tests ../../benchmarks ../../pyproject.toml . && \
 	  venv/bin/python -m pytest -q tests $(PYTEST_ARGS)
@@ -98,7 +101,7 @@ $(VENV)/torch: $(VENV)/bin/python FORCE
 	  echo "$(TORCH)" > $@; fi
 
 $(VENV)/installed: $(VENV)/torch pyproject.toml
-	$(BIN)/$(PIP) install --quiet setuptools pybind11 cmake ninja numpy
+	$(BIN)/$(PIP) install --quiet 'setuptools>=77' pybind11 cmake ninja numpy
 	$(BIN)/$(PIP) install --quiet --no-build-isolation --editable '.[bench,test]'
 	touch $@
 

@@ -56,9 +56,13 @@ Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(sizes[i], 1);
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(),
-                                                         static_cast<int32_t>(dtype), aoti_torch_device_type_cpu(), 0,
-                                                         &handle));
+  const auto code = aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), static_cast<int32_t>(dtype),
+                                             aoti_torch_device_type_cpu(), 0, &handle);
+  if (code != AOTI_TORCH_SUCCESS) {
+    double bytes = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : dtype == ScalarType::Byte ? 1 : 2;
+    for (const int64_t size : sizes) bytes *= double(size);
+    STD_TORCH_CHECK(false, "rnn_ext: can't allocate ", bytes, " bytes");
+  }
   return Tensor(handle);
 }
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnn_ext import torch_path
-from rnn_ext.ops import Stack, recurrent
+from rnn_ext.ops import Stack, raise_out_of_memory, recurrent
 from rnn_ext.route import reason_for_torch, warn_slow
 
 
@@ -28,8 +28,7 @@ class Recurrent(nn.RNNBase):
 
     _DIM_ERROR: ClassVar[str]  # torch's words for an input that is neither 2-D nor 3-D
 
-    def forward(self, input, hx=None):
-        """Runs the layer; see the class for shapes and errors."""
+    def _forward(self, input, hx):
         output, *states = self._run(self.prepare(input, hx))
         if isinstance(input, PackedSequence):
             output = PackedSequence(output, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
@@ -77,6 +76,8 @@ class Recurrent(nn.RNNBase):
 
     def _check(self, input: Tensor, states: tuple[Tensor, ...] | None, batch_sizes: Tensor | None) -> Call:
         weights = self._weights()
+        if any(w is None for w in weights):
+            return Call(input, states, batch_sizes, weights, "a weight is None")
         autocast = torch._C._is_any_autocast_enabled()
         if not autocast and input.dtype != weights[0].dtype:
             raise ValueError(
@@ -104,7 +105,15 @@ class Recurrent(nn.RNNBase):
             time_major = input.transpose(0, 1) if self.batch_first and batch_sizes is None else input
             stack = Stack(self.mode, self.num_layers, self.bidirectional)
             h_0, c_0 = (None, None) if states is None else (states[0], states[1] if len(states) > 1 else None)
-            out = recurrent(time_major, h_0, c_0, weights, batch_sizes, self._masks(time_major), stack)
+            masks = self._masks(time_major)
+            try:
+                out = recurrent(time_major, h_0, c_0, weights, batch_sizes, masks, stack)
+            except RuntimeError as error:
+                raise_out_of_memory(error)
+                if "rnn_ext:" not in str(error):
+                    raise
+                # Arguments that the operator refuses: torch's has the right words for them.
+                return self._run_torch(input, states, batch_sizes, weights)
             return out if time_major is input else (out[0].transpose(0, 1), *out[1:])
         if reason is not None and not input.is_meta:
             warn_slow(reason)
@@ -115,6 +124,8 @@ class Recurrent(nn.RNNBase):
         if self.dropout == 0 or not self.training or self.num_layers == 1:
             return []
         shape = (*x.shape[:-1], self.hidden_size * (2 if self.bidirectional else 1))
+        if not 0 <= self.dropout <= 1:  # set after construction
+            raise RuntimeError(f"dropout probability has to be between 0 and 1, but got {self.dropout}")
         if self.dropout == 1:
             return [x.new_zeros(shape)] * (self.num_layers - 1)
         keep = 1 - self.dropout
@@ -211,16 +222,17 @@ class RNN(Recurrent):
         super().__init__(f"RNN_{nonlinearity.upper()}", *args, **kwargs)
         self.nonlinearity = nonlinearity
 
-    if TYPE_CHECKING:  # for the reader and the type checker alone: another layer of calls would cost half a microsecond
+    @overload
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
 
-        @overload
-        def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
 
-        @overload
-        def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
+    def forward(self, input, hx=None):
+        """Runs the layer; see the class for shapes and errors."""
+        return self._forward(input, hx)
 
-        def forward(self, input, hx=None): ...
-
+    if TYPE_CHECKING:
         __call__ = forward
 
 
@@ -278,10 +290,20 @@ class LSTM(Recurrent):
         super().__init__("LSTM", *args, **kwargs)
 
     def _states(self, hx):
-        return hx[0], hx[1]
+        return tuple(hx)
+
+    def _check(self, input, states, batch_sizes):
+        if batch_sizes is None and (states is None or len(states) == 2):
+            return super()._check(input, states, batch_sizes)
+        try:
+            if states is None or len(states) == 2:
+                return super()._check(input, states, batch_sizes)
+        except (RuntimeError, ValueError):
+            pass  # torch leaves what is wrong with a packed call to its operator
+        return Call(input, states, batch_sizes, self._weights(), "arguments that torch's operator refuses")
 
     def _check_dims(self, dim, states):
-        h, c = states
+        h, c = states[:2]
         if h.dim() != dim or c.dim() != dim:
             kind = "batched" if dim == 3 else "unbatched"
             raise RuntimeError(
@@ -293,20 +315,21 @@ class LSTM(Recurrent):
         self.check_hidden_size(states[0], expected, "Expected hidden[0] size {}, got {}")
         self.check_hidden_size(states[1], (layers, batch, self.hidden_size), "Expected hidden[1] size {}, got {}")
 
+    @overload
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
+
+    def forward(self, input, hx=None):
+        """Runs the layer; see the class for shapes and errors."""
+        return self._forward(input, hx)
+
     if TYPE_CHECKING:
-
-        @overload
-        def forward(
-            self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
-        ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
-
-        @overload
-        def forward(
-            self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
-        ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
-
-        def forward(self, input, hx=None): ...
-
         __call__ = forward
 
 
@@ -351,14 +374,15 @@ class GRU(Recurrent):
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         super().__init__("GRU", *args, **kwargs)
 
+    @overload
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
+
+    def forward(self, input, hx=None):
+        """Runs the layer; see the class for shapes and errors."""
+        return self._forward(input, hx)
+
     if TYPE_CHECKING:
-
-        @overload
-        def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
-
-        @overload
-        def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]: ...
-
-        def forward(self, input, hx=None): ...
-
         __call__ = forward

@@ -7,6 +7,7 @@ LSTM h and c.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import torch
@@ -60,26 +61,29 @@ def recurrent(
 
 
 def _forward(x, h_0, c_0, weights, batch_sizes, masks, stack, save):
-    args = (x, h_0, c_0, weights, batch_sizes, masks, *stack, save, settings.is_batch_invariant())
-    if torch.compiler.is_compiling():
-        return _forward_op(*args)
-    try:
-        return _forward_op(*args)
-    except RuntimeError:
-        _fake_forward(*args)  # asks torch for the same memory: its error says what the operator's cannot
-        raise
+    return _forward_op(x, h_0, c_0, weights, batch_sizes, masks, *stack, save, settings.is_batch_invariant())
 
 
 def _backward(x, h_0, weights, batch_sizes, masks, y, saved, dy, dh_n, dc_n, stack, needs):
     tensors = (x, h_0, weights, batch_sizes, masks, y, saved, dy, dh_n, dc_n)
-    args = (*tensors, *stack, *needs, settings.is_batch_invariant())
+    invariant = settings.is_batch_invariant()
     if torch.compiler.is_compiling():
-        return _backward_op(*args)
+        return _backward_op(*tensors, *stack, *needs, invariant)
     try:
-        return _backward_op(*args)
-    except RuntimeError:
-        _fake_backward(*args)
+        return _backward_op(*tensors, *stack, *needs, invariant)
+    except RuntimeError as error:
+        raise_out_of_memory(error)
         raise
+
+
+def raise_out_of_memory(error: RuntimeError) -> None:
+    """Raises torch's error for memory that cannot be had, if that is what the operator's error says."""
+    found = re.search(r"rnn_ext: can't allocate (\S+) bytes", str(error))
+    if found:
+        size = int(float(found[1]))
+        torch.empty(size, dtype=torch.uint8)
+        # It can be had now that the operator has given back what it held: torch's words all the same.
+        raise RuntimeError(f"DefaultCPUAllocator: can't allocate memory: you tried to allocate {size} bytes.") from None
 
 
 class _Recurrent(torch.autograd.Function):
@@ -113,7 +117,8 @@ class _Recurrent(torch.autograd.Function):
                 gradients = [g.to(x.dtype) for g in gradients]
         gradients = iter(gradients)
         inputs = [next(gradients) if needed else None for needed in needs[:3]]
-        return (None, None, None, *inputs, *[None] * num_masks, *gradients)
+        of_weights = list(gradients) or [None] * (len(masks_and_weights) - num_masks)
+        return (None, None, None, *inputs, *[None] * num_masks, *of_weights)
 
 
 class _RecurrentBackward(torch.autograd.Function):

@@ -223,13 +223,14 @@ class Backward {
   }
 
   void input_gradient(const L& layer, int64_t d, Range rows, const T* da, const Team& team) {
-    const Range mine = team.part(rows.size(), kTileRows);
-    const int64_t N = layer.inputs();
+    const int64_t N = layer.inputs(), panels = (N + kPanelWidth<T> - 1) / kPanelWidth<T>;
+    // A worker keeps its part of W_ih in its own cache, or else all of it.
+    const bool by_panel = args.plan.split == Split::hidden && panels >= team.size;
+    const Range mine = by_panel ? Range{0, rows.size()} : team.part(rows.size(), kTileRows);
     T* out = dx(layer.l) + (rows.begin + mine.begin) * N;
     for (int g = 0; g < G; ++g) {
-      const Panels<T> W = W_ih(layer, d, g);
-      product<false>(out, N, da + mine.begin * lda + g * Hp, lda, mine.size(), W, Range{0, W.count()},
-                     args.shape.D > 1 || g > 0 ? Into::add : Into::assign);
+      product<false>(out, N, da + mine.begin * lda + g * Hp, lda, mine.size(), W_ih(layer, d, g),
+                     by_panel ? team.part(panels) : Range{0, panels}, args.shape.D > 1 || g > 0 ? Into::add : Into::assign);
     }
   }
 

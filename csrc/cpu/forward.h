@@ -17,15 +17,15 @@ class Forward {
     T* a[2];     // [rows of a chunk, C, Hp]: pre-activations, of this chunk and of the next one
     T* h[2];     // [B, Hp]: states before and after a step
     T* c;        // [B, Hp]: cell state
-    T* input;    // [rows of a chunk, I]: the input where it does not lie as the product needs it
-    const S** rows;  // [rows of a chunk]
+    T* input;    // [workers, rows of a chunk, I]: the input where it does not lie as the product needs it
+    const S** rows;  // [workers, rows of a chunk]
   };
 
  public:
   explicit Forward(const ForwardArgs& args) : args(args), H(args.shape.H), Hp(round_up(H, kLane)) {
     const Shape& s = args.shape;
     const int64_t widest = s.L > 1 && s.D * H > s.I ? s.D * H : s.I;
-    const int64_t chunk_rows = smaller(args.plan.forward_steps, args.seq.T) * args.seq.B;
+    chunk_rows = smaller(args.plan.forward_steps, args.seq.T) * args.seq.B;
     lda = padded_stride<T>(C * Hp);
     ldh = padded_stride<T>(Hp);
     ldi = padded_stride<T>(widest);
@@ -38,8 +38,8 @@ class Forward {
       for (T*& a : z.a) a = w.take<T>(chunk_rows * lda);
       for (T*& h : z.h) h = w.take<T>(args.seq.B * ldh);
       z.c = w.take<T>(kHasCell ? args.seq.B * ldh : 0);
-      z.input = w.take<T>(chunk_rows * ldi);
-      z.rows = w.take<const S*>(chunk_rows);
+      z.input = w.take<T>(args.plan.threads * chunk_rows * ldi);
+      z.rows = w.take<const S*>(args.plan.threads * chunk_rows);
     }
     bytes = w.used;
   }
@@ -103,21 +103,25 @@ class Forward {
   void project(const L& layer, Chunk c, const Team& team) {
     for (int64_t d = 0; d < args.shape.D; ++d) {
       const Direction& z = direction[d];
-      const Range all = layer.rows(d, c), mine = team.part(all.size(), kTileRows);
-      if (mine.size() == 0) continue;
+      const Range all = layer.rows(d, c), panels{0, (H + kPanelWidth<T> - 1) / kPanelWidth<T>};
+      const bool by_unit = args.plan.split == Split::hidden;  // a worker then keeps its part of W_ih in its own cache
+      const Range mine = by_unit ? Range{0, all.size()} : team.part(all.size(), kTileRows);
+      const Range units = by_unit ? team.part(panels.end) : panels;
+      if (mine.size() == 0 || units.size() == 0) continue;
       T* a = z.a[c.index % 2] + mine.begin * lda;
       for (int64_t r = 0; r < mine.size(); ++r)
-        for (int64_t j = 0; j < C * Hp; j += kLane) store(a + r * lda + j, load(z.bias + j));
+        for (int i = 0; i < C; ++i)
+          for (int64_t j = units.begin * kPanelWidth<T>; j < smaller(units.end * kPanelWidth<T>, H); j += kLane)
+            store(a + r * lda + i * Hp + j, load(z.bias + i * Hp + j));
       int64_t ldx;
-      const T* x = input(layer, z, all, mine, ldx);
+      const T* x = input(layer, z, all, mine, team, ldx);
       for (int g = 0; g < G; ++g) {
         if (args.plan.unpacked) {
           const int64_t K = layer.inputs();
           dot_product(a + g * Hp, lda, x, ldx, mine.size(), static_cast<const S*>(layer.weights(d).W_ih) + g * H * K, K,
                       K, Range{0, H});
         } else {
-          const Panels<T> W = W_ih(layer, d, g);
-          product<false>(a + g * Hp, lda, x, ldx, mine.size(), W, Range{0, W.count()}, Into::add);
+          product<false>(a + g * Hp, lda, x, ldx, mine.size(), W_ih(layer, d, g), units, Into::add);
         }
       }
     }
@@ -125,10 +129,10 @@ class Forward {
 
   // The input rows `mine` of the chunk's rows `all` as a matrix with row stride ldx: in place where they already
   // are one, else copied.
-  const T* input(const L& layer, const Direction& z, Range all, Range mine, int64_t& ldx) {
+  const T* input(const L& layer, const Direction& z, Range all, Range mine, const Team& team, int64_t& ldx) {
     const int64_t K = layer.inputs();
     const S* below = layer.l > 0 ? output(layer.l - 1) : nullptr;
-    const S** rows = z.rows + mine.begin;
+    const S** rows = z.rows + team.rank * chunk_rows;
     const Range absolute{all.begin + mine.begin, all.begin + mine.end};
     layer.input_rows(below, absolute, rows);
     const S* mask = layer.mask();
@@ -137,7 +141,7 @@ class Forward {
       if (!mask && (ldx > 0 || mine.size() == 1)) return rows[0];
     }
     ldx = ldi;
-    T* x = z.input + mine.begin * ldi;
+    T* x = z.input + (team.rank * chunk_rows + mine.begin) * ldi;
     for (int64_t r = 0; r < mine.size(); ++r)
       for (int64_t k = 0; k < K; k += kLane) {
         Vec<T> v = load(rows[r] + k, K - k);
@@ -236,7 +240,7 @@ class Forward {
 
   const ForwardArgs& args;
   const int64_t H, Hp;
-  int64_t lda, ldh, ldi;
+  int64_t lda, ldh, ldi, chunk_rows;
   size_t bytes;
   Direction direction[2];
 };

@@ -70,8 +70,9 @@ inline VecD tanh(VecD x) { return tanh_of<double>(x); }
 // sigmoid(x) = 1 / (1 + e) for x >= 0 and e / (1 + e) below, e = exp(-|x|): no cancellation on either side.
 template <class T>
 inline Vec<T> sigmoid_of(Vec<T> x) {
+  const Vec<T> size = magnitude<T>(x);
   const ExpParts<T> exp = exp_parts<T>(-limited_magnitude<T>(x, ExpConstants<T>::exp_range));
-  const Vec<T> e = fma(exp.scale, exp.p, exp.scale);
+  const Vec<T> e = size > splat<T>(ExpConstants<T>::exp_range) ? Vec<T>{} : fma(exp.scale, exp.p, exp.scale);
   return divide(x < Vec<T>{} ? e : splat<T>(1), e + 1);
 }
 inline VecF sigmoid(VecF x) { return sigmoid_of<float>(x); }

@@ -93,19 +93,19 @@ void tile(int64_t K, const T* A, int64_t lda, const T* B, int64_t ldb, int64_t p
     }
   }
   constexpr int last = (kVectors - 1) * kLanes<T>;
-  if (into == Into::add) {
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 16
-      for (int v = 0; v < kVectors - 1; ++v) sum[m][v] += load(C + m * ldc + v * kLanes<T>);
-      sum[m][kVectors - 1] += load(C + m * ldc + last, columns - last);
-    }
-  }
+  T* row = C;
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
+    if (into == Into::add) {
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors - 1; ++v) store(C + m * ldc + v * kLanes<T>, sum[m][v]);
-    store(C + m * ldc + last, sum[m][kVectors - 1], columns - last);
+      for (int v = 0; v < kVectors - 1; ++v) sum[m][v] += load(row + v * kLanes<T>);
+      sum[m][kVectors - 1] += load(row + last, columns - last);
+    }
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors - 1; ++v) store(row + v * kLanes<T>, sum[m][v]);
+    store(row + last, sum[m][kVectors - 1], columns - last);
+    row += ldc;
+    asm("" : "+r"(row));  // one address at a time: GCC would compute all of them first, and spill
   }
 }
 

@@ -1,0 +1,42 @@
+"""Markers, the choice of slow tests, and settings that every test shares."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# Derandomized: the same examples in every run. More of them: pytest --hypothesis-profile=thorough.
+COMMON = dict(derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), print_blob=False)
+settings.register_profile("quick", max_examples=300, **COMMON)
+settings.register_profile("thorough", max_examples=3000, **COMMON)
+settings.load_profile("quick")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "sanitize: drives the kernels at small sizes; fast enough under sanitizers"
+    )
+    config.addinivalue_line("markers", "slow: runs only with --run-slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--run-slow"):
+        slow = pytest.mark.skip(reason="slow: runs with --run-slow")
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(slow)
+
+
+@pytest.fixture(autouse=True)
+def same_start_for_every_test():
+    """Seeds the generator, and puts the number of threads and the grad mode back afterwards."""
+    threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(grad)

@@ -1,0 +1,217 @@
+"""What is under test: the layers beside the torch layers that they replace, and one call of a layer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import rnn_ext
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer, the torch layer it replaces, its constructor arguments in this row, the states it carries."""
+
+    ours: type[nn.RNNBase]
+    theirs: type[nn.RNNBase]
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    states: tuple[str, ...] = ("h",)
+
+    def __str__(self) -> str:
+        return "-".join([self.ours.__name__, *map(str, self.options.values())])
+
+    __repr__ = __str__
+
+    def make_ours(self, *args, **kwargs) -> nn.RNNBase:
+        return self.ours(*args, **{**self.options, **kwargs})
+
+    def make_theirs(self, *args, **kwargs) -> nn.RNNBase:
+        return self.theirs(*args, **{**self.options, **kwargs})
+
+    def make_both(self, *args, **kwargs) -> tuple[nn.RNNBase, nn.RNNBase]:
+        """Ours and theirs with the same weights."""
+        ours, theirs = self.make_ours(*args, **kwargs), self.make_theirs(*args, **kwargs)
+        ours.load_state_dict(theirs.state_dict())
+        return ours, theirs
+
+    def state(self, *tensors: Tensor):
+        """The tensors in the form in which the layer takes them as hx."""
+        return tensors[0] if len(self.states) == 1 else tensors
+
+
+# A new layer joins every test of modules by a row here.
+LAYERS = [
+    Layer(rnn_ext.RNN, nn.RNN, {"nonlinearity": "tanh"}),
+    Layer(rnn_ext.RNN, nn.RNN, {"nonlinearity": "relu"}),
+    Layer(rnn_ext.LSTM, nn.LSTM, states=("h", "c")),
+    Layer(rnn_ext.GRU, nn.GRU),
+]
+
+# The dtypes that have kernels.
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+
+
+def run_python(code: str, **environment: str) -> str:
+    """Runs code in another process that sees the same packages; it must end well. Returns what it prints."""
+    folders = [str(Path(rnn_ext.__file__).parents[1]), str(Path(__file__).parents[1])]
+    path = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, f"exit status {result.returncode}\n{result.stderr}"
+    return result.stdout.strip()
+
+
+def named_outputs(result) -> dict[str, Tensor]:
+    """y (the data of a PackedSequence), h_n and, where the layer has one, c_n."""
+    y, state = result
+    state = (state,) if isinstance(state, Tensor) else state
+    return {"y": y.data if isinstance(y, PackedSequence) else y, **dict(zip(("h_n", "c_n"), state))}
+
+
+def gradients_of(module: nn.Module, loss: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, list(module.parameters())))
+
+
+def lay_out(values: Tensor, layout: str) -> Tensor:
+    """The same values in another layout of memory: contiguous, gaps, transposed or offset (off alignment)."""
+    if layout == "gaps":
+        return torch.stack([values, torch.full_like(values, float("nan"))], dim=-1)[..., 0]
+    if layout == "transposed":
+        return values.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "offset":
+        return torch.cat([values.new_full((1,), float("nan")), values.flatten()])[1:].view(values.shape)
+    assert layout == "contiguous", layout
+    return values
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: constructor arguments, input, what asks for gradients and which outputs are used."""
+
+    layer: Layer = LAYERS[0]
+    input_size: int = 5
+    hidden_size: int = 7
+    num_layers: int = 1
+    bias: bool = True
+    batch_first: bool = False
+    dropout: float = 0.0
+    bidirectional: bool = False
+    training: bool = True
+    dtype: torch.dtype = torch.float32
+    form: str = "batched"  # or "unbatched", "sorted", "unsorted"; the last two are packed
+    lengths: tuple[int, ...] = (6, 6, 6)  # one per sequence, all equal unless packed
+    given_state: bool = True
+    layout: str = "contiguous"  # of the input, the state, the weights and the gradients of the outputs
+    wanted: frozenset[str] | None = None  # names among `inputs`; None is all of them
+    used: tuple[str, ...] = ("y", "h_n")
+    seed: int = 0
+
+    @property
+    def kinked(self) -> bool:
+        """Whether the derivative of the nonlinearity jumps, so that a rounding error can change it by one."""
+        return self.layer.options.get("nonlinearity") == "relu"
+
+    def __str__(self) -> str:
+        size = f"{len(self.lengths)}x{max(self.lengths, default=0)}x{self.input_size}x{self.hidden_size}"
+        return f"{self.layer}-{self.form}-{size}-{self.num_layers}-{self.dtype}"
+
+    def scale(self, name: str, gradient: Tensor) -> float:
+        """The size of the numbers that this gradient is made of, as `assert_close` takes it.
+
+        A weight's is a sum over all steps of all sequences, in which much may cancel.
+        """
+        terms = 1 if name == "x" or name.endswith("_0") else sum(self.lengths)
+        return max(1.0, terms**0.5, gradient.abs().max().item() if gradient.numel() else 0.0)
+
+    @property
+    def packed(self) -> bool:
+        return self.form in ("sorted", "unsorted")
+
+    def make(self, cls: type[nn.RNNBase]) -> nn.RNNBase:
+        return cls(
+            self.input_size, self.hidden_size, self.num_layers, bias=self.bias, batch_first=self.batch_first,
+            dropout=self.dropout, bidirectional=self.bidirectional, dtype=self.dtype, **self.layer.options,
+        ).train(self.training)  # fmt: skip
+
+    def random(self, name: str, shape: Sequence[int], bound: float | None = None) -> Tensor:
+        """Normal numbers, or uniform ones within the bound, by name and seed, in the dtype of the case."""
+        generator = torch.Generator().manual_seed(crc32(f"{name} {self.seed}".encode()))
+        values = torch.empty(tuple(shape), dtype=torch.float64)
+        if bound is None:
+            return values.normal_(generator=generator).to(self.dtype)
+        return values.uniform_(-bound, bound, generator=generator).to(self.dtype)
+
+    def input(self) -> Tensor | PackedSequence:
+        time, batch = max(self.lengths, default=1), len(self.lengths)
+        if self.form == "unbatched":
+            return self.random("x", (time, self.input_size))
+        x = self.random("x", (time, batch, self.input_size))
+        if self.packed:
+            return pack_padded_sequence(x, list(self.lengths), enforce_sorted=self.form == "sorted")
+        return x.transpose(0, 1).contiguous() if self.batch_first else x
+
+    def state(self) -> dict[str, Tensor]:
+        """h_0 and, where the layer has one, c_0."""
+        rows = self.num_layers * (2 if self.bidirectional else 1)
+        batch = () if self.form == "unbatched" else (len(self.lengths),)
+        shape = (rows, *batch, self.hidden_size)
+        names = [f"{name}_0" for name in self.layer.states] if self.given_state else []
+        return {name: self.random(name, shape) for name in names}
+
+    def run(self, cls: type[nn.RNNBase], dtype: torch.dtype | None = None) -> tuple[dict, dict]:
+        """Outputs and gradients by name; computed in `dtype`, from numbers of the dtype of the case."""
+        module = self.make(cls).to(dtype or self.dtype)
+        bound = self.hidden_size**-0.5
+        packed = x = self.input()
+        sources = {"x": x.data if self.packed else x, **self.state()}
+        for name, weight in module.named_parameters():
+            sources[name] = self.random(name, weight.shape, bound)
+
+        leaves = {}
+        for name, values in sources.items():
+            leaf = lay_out(values.to(dtype or self.dtype), self.layout).detach()
+            leaf.requires_grad_(self.wanted is None or name in self.wanted)
+            leaves[name] = leaf
+            if name in module._parameters:
+                setattr(module, name, nn.Parameter(leaf, requires_grad=leaf.requires_grad))
+                leaves[name] = getattr(module, name)
+
+        x = packed._replace(data=leaves["x"]) if self.packed else leaves["x"]
+        hx = self.layer.state(*(leaves[name] for name in self.state())) if self.given_state else None
+        torch.manual_seed(self.seed)
+        outputs = named_outputs(module(x, hx))
+
+        wanted = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+        if not wanted:
+            assert not any(output.requires_grad for output in outputs.values())
+            return outputs, {}
+        used = {name: outputs[name] for name in self.used}
+        grads = [self.random(f"d{name}", output.shape).to(output.dtype) for name, output in used.items()]
+        torch.autograd.backward(list(used.values()), [lay_out(grad, self.layout) for grad in grads])
+        return outputs, {name: leaf.grad for name, leaf in wanted.items()}
+
+    def run_ours(self, dtype: torch.dtype | None = None) -> tuple[dict, dict]:
+        return self.run(self.layer.ours, dtype)
+
+    def run_theirs(self, dtype: torch.dtype | None = None) -> tuple[dict, dict]:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # more of them make torch's many small operators slower, not faster
+        try:
+            return self.run(self.layer.theirs, dtype)
+        finally:
+            torch.set_num_threads(threads)

@@ -1,0 +1,92 @@
+"""`explain` tells the way of a call; what has no kernel takes torch's own, with one warning."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+
+import rnn_ext
+from tests.subject import DTYPES, LAYERS, named_outputs, run_python
+
+each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
+each_class = pytest.mark.parametrize("layer", {layer.ours: layer for layer in LAYERS}.values(), ids=str)
+
+
+def outcome(call):
+    """The outputs by name, or the type and text of the error."""
+    try:
+        return named_outputs(call())
+    except Exception as error:
+        return type(error), str(error)
+
+
+@each_layer
+@pytest.mark.parametrize(
+    ("dtype", "device"), [(torch.float16, "cpu"), (torch.complex64, "cpu"), (torch.float32, "meta")]
+)
+@pytest.mark.filterwarnings("ignore::rnn_ext.SlowPathWarning")
+def test_what_has_no_kernel_goes_where_torchs_module_goes(layer, dtype, device):
+    ours, theirs = layer.make_both(4, 3, 2, dtype=dtype, device=device)
+    x = torch.randn(5, 2, 4, dtype=dtype, device=device)
+    told = rnn_ext.explain(ours, x)
+    assert (told.path, told.plan, told.isa) == ("torch", None, None)
+    assert ("meta" if device == "meta" else str(dtype)) in told.reason
+    actual, expected = outcome(lambda: ours(x)), outcome(lambda: theirs(x))
+    if not isinstance(expected, dict):
+        assert actual == expected
+        return
+    for name, output in expected.items():
+        for attribute in ("dtype", "shape", "device"):
+            assert getattr(actual[name], attribute) == getattr(output, attribute)
+        assert output.is_meta or torch.equal(actual[name], output)
+
+
+@each_layer
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_explain_tells_the_kernel_the_plan_and_the_threads(layer, dtype, threads):
+    torch.set_num_threads(threads)
+    module = layer.make_ours(64, 256, dtype=dtype)
+    padded, unbatched = torch.randn(20, 40, 64, dtype=dtype), torch.randn(2, 64, dtype=dtype)
+    for x in (padded, unbatched, pack_sequence([padded[:, 0], padded[:3, 1]])):
+        told = rnn_ext.explain(module, x)
+        assert told.path == "kernel"
+        assert told.isa == rnn_ext._C.isa()
+        assert 1 <= told.threads <= threads
+        assert told.plan and told.reason
+        for part in (told.plan, told.isa, told.reason, str(told.threads)):
+            assert part in str(told)
+
+
+@each_class
+def test_explain_raises_what_the_call_raises(layer):
+    module, x = layer.make_ours(4, 3), torch.randn(5, 2, 5)
+    with pytest.raises(RuntimeError, match="input.size") as called:
+        module(x)
+    with pytest.raises(RuntimeError) as explained:
+        rnn_ext.explain(module, x)
+    assert str(called.value) == str(explained.value)
+    with pytest.raises(TypeError):
+        rnn_ext.explain(nn.Linear(4, 3), x)
+
+
+@each_class
+def test_a_slow_path_warns_once_in_a_process_and_a_kernel_never(layer):
+    printed = run_python(f"""
+import warnings, torch, rnn_ext
+def module(dtype): return rnn_ext.{layer.ours.__name__}(4, 3, dtype=dtype), torch.ones(5, 2, 4, dtype=dtype)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        layer, x = module(dtype)
+        layer(x)[0].sum().backward()
+    print(len(caught))
+    for dtype in (torch.float16, torch.complex64, torch.float16):
+        layer, x = module(dtype)
+        layer(x)
+    print(*[w.category.__name__ for w in caught if issubclass(w.category, rnn_ext.SlowPathWarning)])
+    print("float16" in str(caught[0].message), "rnn_ext.explain" in str(caught[0].message))
+""")
+    assert printed.splitlines() == ["0", "SlowPathWarning", "True True"]

@@ -1,0 +1,47 @@
+"""Every instruction set of the machine computes the same layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rnn_ext import _C
+from tests.strategies import EDGE_CASES
+from tests.subject import LAYERS, Case, run_python
+from tests.tolerances import assert_close
+
+# Wide enough for every plan, and off the widths of vectors and tiles.
+WIDE_CASES = [
+    Case(layer, input_size, hidden_size, 2, dtype=dtype, lengths=lengths, form=form, bidirectional=True)
+    for layer in LAYERS
+    for dtype in (torch.float32, torch.float64, torch.bfloat16)
+    for input_size, hidden_size, lengths, form in [
+        (67, 130, (9,) * 45, "batched"), (256, 256, (5,), "batched"), (19, 131, (12, 1, 30, 7, 7), "unsorted")
+    ]
+]  # fmt: skip
+
+
+def check_against_float64(isa: str, threads: int) -> int:
+    """Runs in a process with this instruction set: all cases against float64. Returns how many there were."""
+    assert _C.isa() == isa
+    torch.set_num_threads(threads)
+    cases = EDGE_CASES + WIDE_CASES
+    for case in cases:
+        outputs, gradients = case.run_ours()
+        exact_outputs, exact_gradients = case.run_theirs(torch.float64)
+        for name, exact in exact_outputs.items():
+            assert_close(outputs[name], exact)
+        if case.kinked and case.dtype == torch.bfloat16:
+            continue  # either side of the kink is right at this precision
+        for name, exact in exact_gradients.items():
+            assert_close(gradients[name], exact, scale=case.scale(name, exact))
+    return len(cases)
+
+
+@pytest.mark.parametrize("isa", _C.available_isas())
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_instruction_set_is_right(isa, threads):
+    code = (
+        f"from tests.test_isa import check_against_float64; print(check_against_float64({isa!r}, {threads}))"
+    )
+    assert run_python(code, RNN_EXT_ISA=isa) == str(len(EDGE_CASES) + len(WIDE_CASES))

@@ -1,0 +1,83 @@
+"""NaN and infinity stay in their own sequence, and come out where torch's do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
+
+from tests.subject import LAYERS, named_outputs
+from tests.tolerances import assert_close
+
+each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
+
+
+@pytest.mark.sanitize
+@each_layer
+@pytest.mark.parametrize("batch", [2, 5, 17, 33])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")], ids=str)
+def test_one_sequence_that_is_not_finite_stays_alone(layer, batch, poison):
+    module = layer.make_ours(7, 19, 2, bidirectional=True)
+    clean, sick = torch.randn(6, batch, 7), batch // 2
+    poisoned = clean.clone()
+    poisoned[3, sick, 5] = poison
+    healthy = [b for b in range(batch) if b != sick]
+
+    results = []
+    for x in (clean.requires_grad_(), poisoned.requires_grad_()):
+        outputs = named_outputs(module(x))
+        outputs["y"].sum().backward()
+        results.append({**outputs, "dx": x.grad})
+    for name, expected in results[0].items():
+        assert torch.equal(results[1][name][:, healthy], expected[:, healthy]), name
+
+
+@pytest.mark.sanitize
+@each_layer
+@pytest.mark.parametrize("sick", [0, 1, 4])
+def test_one_packed_sequence_that_is_not_finite_stays_alone(layer, sick):
+    module = layer.make_ours(7, 19, 2, bidirectional=True)
+    clean = [torch.randn(length, 7) for length in (6, 6, 5, 3, 1)]
+    poisoned = [x.clone() for x in clean]
+    poisoned[sick][0] = float("nan")
+    healthy = [b for b in range(5) if b != sick]
+    outputs = []
+    for sequences in (clean, poisoned):
+        y, h_n = module(pack_sequence(sequences))
+        outputs.append(named_outputs((pad_packed_sequence(y)[0], h_n)).values())
+    for expected, actual in zip(*outputs):
+        assert torch.equal(actual[:, healthy], expected[:, healthy])
+        assert actual[:, sick].isnan().any()
+
+
+@pytest.mark.sanitize
+@each_layer
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")], ids=str)
+@pytest.mark.parametrize("where", ["x", "hx", "weight_ih_l0", "weight_hh_l0", "bias_hh_l0"])
+def test_what_is_not_finite_comes_out_where_torchs_does(layer, poison, where):
+    ours, theirs = layer.make_both(7, 19)
+    x, states = torch.randn(6, 3, 7), [torch.randn(1, 3, 19) for _ in layer.states]
+    for module in (ours, theirs):
+        target = {"x": x, "hx": states[0], **dict(module.named_parameters())}[where]
+        with torch.no_grad():
+            target[(2,) * target.dim() if where == "x" else (0,) * target.dim()] = poison
+    hx = layer.state(*states)
+    actual, expected = named_outputs(ours(x, hx)), named_outputs(theirs(x, hx))
+    for name, tensor in expected.items():
+        assert torch.equal(actual[name].isnan(), tensor.isnan()), name
+        assert_close(actual[name].nan_to_num(), tensor.nan_to_num())
+
+
+@pytest.mark.sanitize
+@each_layer
+def test_a_gradient_that_is_not_finite_stays_in_its_sequence(layer):
+    module, x = layer.make_ours(7, 19, 2), torch.randn(6, 17, 7, requires_grad=True)
+    y, _ = module(x)
+    grad = torch.randn_like(y)
+    [clean] = torch.autograd.grad(y, x, grad, retain_graph=True)
+    grad[2, 11] = float("nan")
+    [poisoned] = torch.autograd.grad(y, x, grad)
+    healthy = [b for b in range(17) if b != 11]
+    assert torch.equal(poisoned[:, healthy], clean[:, healthy])
+    assert poisoned[:3, 11].isnan().all()
+    assert torch.equal(poisoned[3:, 11], clean[3:, 11])

@@ -1,0 +1,87 @@
+"""mypy takes a sample of ordinary use and infers the types of the results."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rnn_ext
+
+pytest.importorskip("mypy", reason="mypy is not installed: pip install 'rnn_ext[test]'")
+
+SAMPLE = """
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from typing_extensions import assert_type
+
+import rnn_ext
+
+layer = rnn_ext.RNN(4, 3, num_layers=2, nonlinearity="relu", bias=True, batch_first=False, dropout=0.1,
+                    bidirectional=True, device="cpu", dtype=torch.float32)
+positional = rnn_ext.RNN(4, 3, 2, "tanh")
+
+def padded(x: Tensor, h: Tensor) -> None:
+    output, h_n = layer(x)
+    assert_type(output, Tensor)
+    assert_type(h_n, Tensor)
+    assert_type(layer(x, h), tuple[Tensor, Tensor])
+    assert_type(layer.forward(x, hx=h), tuple[Tensor, Tensor])
+
+def packed(x: PackedSequence, h: Tensor) -> None:
+    assert_type(layer(x, h), tuple[PackedSequence, Tensor])
+    assert_type(layer.forward(x), tuple[PackedSequence, Tensor])
+
+def around(x: Tensor) -> None:
+    base: nn.RNNBase = layer
+    assert_type(layer.hidden_size, int)
+    assert_type(layer.nonlinearity, str)
+    told = rnn_ext.explain(layer, x)
+    assert_type(told, rnn_ext.Explanation)
+    assert_type(told.path, str)
+    assert_type(told.threads, int)
+    assert_type(rnn_ext.is_batch_invariant(), bool)
+    rnn_ext.batch_invariant(True)
+    with rnn_ext.batch_invariant():
+        layer(x)
+
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = rnn_ext.RNN(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output, _ = self.rnn(x)
+        return output.sum()
+"""
+
+WRONG = """
+import rnn_ext
+layer = rnn_ext.RNN(4, 3)
+reveal_type(layer)
+path: int = rnn_ext.explain(layer, None).path
+"""
+
+
+def test_mypy_infers_the_types_of_a_sample(tmp_path):
+    (tmp_path / "sample.py").write_text(SAMPLE)
+    (tmp_path / "wrong.py").write_text(WRONG)
+    # With settings of its own, as a user runs it on an installed package.
+    options = ["--strict", "--config-file=", "--follow-imports=silent"]
+    result = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, "sample.py", "wrong.py"],
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(Path(rnn_ext.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    lines = result.stdout.splitlines()
+    assert [line for line in lines if line.startswith("sample.py")] == [], result.stderr
+    assert any('wrong.py:4: note: Revealed type is "rnn_ext.modules.RNN"' in line for line in lines), (
+        result.stdout
+    )
+    assert any("wrong.py:5: error: Incompatible types in assignment" in line for line in lines), result.stdout
