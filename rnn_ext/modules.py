@@ -112,7 +112,7 @@ class Recurrent(nn.RNNBase):
                 raise_out_of_memory(error)
                 if "rnn_ext:" not in str(error):
                     raise
-                # Arguments that the operator refuses: torch's has the right words for them.
+                warn_slow("the kernels refuse the arguments")  # torch's operator has the right words for them
                 return self._run_torch(input, states, batch_sizes, weights)
             return out if time_major is input else (out[0].transpose(0, 1), *out[1:])
         if reason is not None and not input.is_meta:
@@ -134,8 +134,9 @@ class Recurrent(nn.RNNBase):
     def _run_torch(self, input, states, batch_sizes, weights):
         """The same call on torch's own operator: what has no kernel, and errors that are torch's to raise."""
         if states is None:
-            layers, batch, size = self.get_expected_hidden_size(input, batch_sizes)
-            sizes = (size, self.hidden_size) if self.mode == "LSTM" else (size,)
+            layers = self.num_layers * (2 if self.bidirectional else 1)
+            batch = input.shape[0 if self.batch_first else 1] if batch_sizes is None else batch_sizes[0]
+            sizes = (self.proj_size or self.hidden_size, self.hidden_size)[: 2 if self.mode == "LSTM" else 1]
             states = tuple(torch.zeros(layers, batch, n, dtype=input.dtype, device=input.device) for n in sizes)
         options = (weights, self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
         return torch_path.call(self.mode, input, states, batch_sizes, *options, batch_first=self.batch_first)
@@ -290,7 +291,7 @@ class LSTM(Recurrent):
         super().__init__("LSTM", *args, **kwargs)
 
     def _states(self, hx):
-        return tuple(hx)
+        return tuple(hx) if isinstance(hx, (tuple, list)) else (hx[0], hx[1])
 
     def _check(self, input, states, batch_sizes):
         if batch_sizes is None and (states is None or len(states) == 2):
