@@ -9,6 +9,7 @@ class Forward {
   static constexpr int G = Cell::gates, C = Cell::columns;
   static constexpr bool kHasCell = Cell::carry == Carry::cell;
   static constexpr int64_t kLane = kLanes<T>;
+  static constexpr int64_t kStreamBytes = 4 * 1024 * 1024;  // an output larger than this is stored past the caches
 
   struct Direction {
     T* W_ih;     // panels of W_ih^T, gate by gate
@@ -171,6 +172,7 @@ class Forward {
       begin(layer, d, {active, next}, z.h[(s + 1) % 2], sequences, mine);
       if (by_unit) team.wait();
     }
+    flush_streams();
   }
 
   // Step of the sequences [rows.begin, rows.end) and the units of `panels`; `row` is that of sequence 0.
@@ -179,6 +181,7 @@ class Forward {
     const Direction& z = direction[d];
     const int64_t ldy = layer.outputs();
     S* y = output(layer.l) + row * ldy + d * H;
+    const bool past_caches = args.seq.R * ldy * int64_t(sizeof(S)) > kStreamBytes;
     const int64_t together = rows.size() == 1 ? kSinglePanels : 1;
     for (int64_t p = panels.begin; p < panels.end; p += together) {
       const Range group{p, smaller(p + together, panels.end)};
@@ -200,9 +203,13 @@ class Forward {
           const Vec<T> out = as_stored<S>(Cell::forward(in, load(h + b * ldh + j), c, kept));
           if constexpr (kHasCell) store(z.c + b * ldh + j, c);
           store(h_next + b * ldh + j, out);
-          store(y + b * ldy + j, out, H - j);
-          if (tape)
-            for (int i = 0; i < Cell::tape; ++i) store(tape + i * H + j, kept[i], H - j);
+          if (past_caches) {
+            stream(y + b * ldy + j, out, H - j);
+            for (int i = 0; tape && i < Cell::tape; ++i) stream(tape + i * H + j, kept[i], H - j);
+          } else {
+            store(y + b * ldy + j, out, H - j);
+            for (int i = 0; tape && i < Cell::tape; ++i) store(tape + i * H + j, kept[i], H - j);
+          }
         }
       }
     }

@@ -10,7 +10,7 @@ constexpr double kFlopsForThreads = 2e6;      // whole call, one worker: about 2
 constexpr double kFlopsForHiddenSplit = 6e4;  // one step: what a worker saves must exceed the barrier
 constexpr int64_t kSequencesPerWorker = 4;    // fewer make the products inefficient
 constexpr int64_t kUnpackedRows = 4;
-constexpr int64_t kChunkBytes = 256 * 1024;
+constexpr int64_t kChunkBytes = 2 * 1024 * 1024;
 
 // Steps that make up about `rows` rows.
 int64_t steps_for(const Sequences& seq, int64_t rows) {
@@ -22,11 +22,13 @@ int64_t steps_for(const Sequences& seq, int64_t rows) {
 Plan make_plan(const Sequences& seq, const Shape& shape, int gates, int element_bytes, int threads,
                bool batch_invariant) {
   Plan plan;
-  // Chunks come before threads: their borders decide the order of sums in the gradients of the weights. A chunk's
-  // pre-activations should stay in a core's cache, yet last long enough that swapping W_ih for W_hh there pays;
-  // and the gradients of the weights, read and written once per chunk, want a chunk no shorter than they are wide.
+  // Chunks come before threads: their borders decide the order of sums in the gradients of the weights. Forward, a
+  // chunk should be long enough that swapping W_ih for W_hh in the caches pays, and there should be several for the
+  // pipeline. Backward, the gradients of the weights, read and written once per chunk, want a chunk no shorter than
+  // they are wide.
   const int64_t row_bytes = std::max<int64_t>(gates * shape.H * element_bytes, 1);
-  plan.forward_steps = steps_for(seq, std::clamp<int64_t>(kChunkBytes / row_bytes, 64, 512));
+  const int64_t forward_rows = std::clamp<int64_t>(kChunkBytes / row_bytes, 64, 1024);
+  plan.forward_steps = steps_for(seq, std::min(forward_rows, std::max<int64_t>(seq.R / 8, 64)));
   plan.backward_steps = steps_for(seq, std::clamp<int64_t>(shape.H, 256, 1024));
   plan.unpacked = !batch_invariant && seq.R <= kUnpackedRows;
 

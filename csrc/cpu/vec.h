@@ -171,3 +171,25 @@ inline void store(bfloat16* p, VecF v, int64_t n) {
   store(lanes, v);
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
+
+// Stores past the caches where that is possible: a whole aligned vector. For results too large for a cache, whose
+// lines an ordinary store would fetch first. flush_streams() must come before anyone else reads them.
+template <class T>
+inline void stream(T* p, Vec<T> v, int64_t n) {
+  if (n < kLanes<T> || reinterpret_cast<uintptr_t>(p) % kVectorBytes != 0) return store(p, v, n);
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+#elif defined(__x86_64__)
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)v);
+#else
+  store(p, v);
+#endif
+}
+inline void stream(bfloat16* p, VecF v, int64_t n) { store(p, v, n); }
+inline void flush_streams() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
