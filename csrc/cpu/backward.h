@@ -20,7 +20,7 @@ class Backward {
     T* da[2];     // [rows of a chunk, C, Hp]: gradients of the pre-activations, of this chunk and of the one before
     T* dh;        // [B, Hp]
     T* carry;     // [B, Hp]: what the cell hands from step to step beside da
-    T* panel;     // [workers, rows of a chunk, panel width]: right side of a weight gradient's product
+    T* panel;     // [workers, panel_elements()]: right side of a weight gradient's product
     const S** inputs;    // [workers, rows of a chunk]
     const S** previous;  // [workers, rows of a chunk]
   };
@@ -40,7 +40,7 @@ class Backward {
       for (T*& da : z.da) da = w.take<T>(chunk_rows * lda);
       z.dh = w.take<T>(args.seq.B * ldh);
       z.carry = w.take<T>(Cell::carry != Carry::none ? args.seq.B * ldh : 0);
-      z.panel = w.take<T>(args.plan.threads * chunk_rows * kPanelWidth<T>);
+      z.panel = w.take<T>(args.plan.threads * panel_elements());
       z.inputs = w.take<const S*>(args.plan.threads * chunk_rows);
       z.previous = w.take<const S*>(args.plan.threads * chunk_rows);
     }
@@ -71,6 +71,12 @@ class Backward {
 
  private:
   Chunk nth(int64_t c) const { return chunk(c, args.plan.backward_steps, args.seq.T); }
+  // One panel; where there are few rows, all of them, so that the gradient is written row by row, not in strips.
+  int64_t panel_elements() const {
+    const Shape& s = args.shape;
+    const int64_t widest = s.I > s.D * H ? s.I : s.D * H;
+    return Panels<T>::elements(chunk_rows, args.plan.unpacked ? widest : kPanelWidth<T>);
+  }
   Panels<T> W_ih(const L& layer, int64_t d, int g) const {
     return panels_of(layer.weights(d).W_ih, direction[d].W_ih, g, layer.inputs());
   }
@@ -240,27 +246,29 @@ class Backward {
     const int64_t K = layer.inputs(), width = kPanelWidth<T>;
     const int64_t ih_panels = (K + width - 1) / width, hh_panels = (H + width - 1) / width;
     const Range mine = team.part(ih_panels + hh_panels);
+    const int64_t most = args.plan.unpacked ? ih_panels + hh_panels : 1;  // panels at once; see panel_elements()
     const bool first = c.end == args.seq.T;  // chunks come in reverse
-    T* panel = z.panel + team.rank * chunk_rows * width;
+    T* panel = z.panel + team.rank * panel_elements();
     const S** inputs = z.inputs + team.rank * chunk_rows;
     const S** previous = z.previous + team.rank * chunk_rows;
     if (mine.begin < ih_panels) layer.input_rows(layer.l > 0 ? output(layer.l - 1) : nullptr, rows, inputs);
     if (mine.end > ih_panels) previous_states(layer, d, c, previous);
-    for (int64_t p = mine.begin; p < mine.end; ++p) {
+    for (int64_t p = mine.begin, count; p < mine.end; p += count) {
       const bool ih = p < ih_panels;
+      count = smaller(most, (ih ? ih_panels : ih_panels + hh_panels) - p);
       const S* mask = ih ? layer.mask() : nullptr;
       const S** sources = ih ? inputs : previous;
       const int64_t N = ih ? K : H, column = (ih ? p : p - ih_panels) * width;
-      const Panels<T> B{panel, rows.size(), smaller(width, N - column)};
+      const Panels<T> B{panel, rows.size(), smaller(count * width, N - column)};
       const auto row = [&](int64_t k, int64_t n, int64_t count) {
         if (!sources[k]) return Vec<T>{};
         const Vec<T> v = load(sources[k] + column + n, count);
         return mask ? as_stored<S>(v * load(mask + (rows.begin + k) * N + column + n, count)) : v;
       };
-      pack_rows(B, row, Range{0, 1});
+      pack_rows(B, row, Range{0, count});
       T* dW = static_cast<T*>(ih ? out.dW_ih : out.dW_hh) + column;
       for (int g = 0; g < G; ++g)
-        product<true>(dW + g * H * N, N, da + (ih ? g : Cell::hidden_column(g)) * Hp, lda, H, B, Range{0, 1},
+        product<true>(dW + g * H * N, N, da + (ih ? g : Cell::hidden_column(g)) * Hp, lda, H, B, Range{0, count},
                       first ? Into::assign : Into::add);
     }
     if (args.shape.bias) bias_gradients(out, first, rows.size(), da, team);

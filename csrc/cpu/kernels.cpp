@@ -1,6 +1,7 @@
 // All kernels of one instruction set; compiled once for each with its flags and its namespace. Includes neither
 // torch nor standard containers: of an inline function shared with other files the linker keeps one copy, and that
 // might be the one with instructions that the machine lacks.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 about its own intrinsics
 #include <stddef.h>
 #include <stdint.h>
 #if defined(__x86_64__)

@@ -5,6 +5,7 @@
 // column of B alone: not on the size of the batch, its place in it, the panel width or the number of threads.
 
 constexpr int64_t kBlock = 256;
+constexpr int64_t kFewTerms = 4;
 template <class T>
 constexpr int64_t kPanelWidth = kPanelVectors * kLanes<T>;
 constexpr int kSinglePanels = 8 / kPanelVectors;  // panels side by side where one row alone has too few chains
@@ -137,6 +138,14 @@ template <bool kTransposedA, class T>
 void product(T* C, int64_t ldc, const T* A, int64_t lda, int64_t M, const Panels<T>& B, Range panels, Into into) {
   if (M <= 0) return;
   const int64_t tiles = (M + kTileRows - 1) / kTileRows;  // of nearly equal height
+  if (B.K <= kFewTerms && tiles > 1) {  // C is most of the traffic: row by row
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t m = M * i / tiles;
+      product<kTransposedA>(C + m * ldc, ldc, kTransposedA ? A + m : A + m * lda, lda, M * (i + 1) / tiles - m, B, panels,
+                            into);
+    }
+    return;
+  }
   for (int64_t p = panels.begin; p < panels.end;) {
     const bool side_by_side = M == 1 && p + kSinglePanels <= panels.end &&
                               B.width(p + kSinglePanels - 1) == kPanelWidth<T>;
@@ -162,6 +171,15 @@ void product(T* C, int64_t ldc, const T* A, int64_t lda, int64_t M, const Panels
   }
 }
 
+#if defined(__AVX512F__)
+template <class T>
+inline T sum_of_lanes(Vec<T> v) {
+  if constexpr (sizeof(T) == 4)
+    return _mm512_reduce_add_ps((__m512)v);
+  else
+    return _mm512_reduce_add_pd((__m512d)v);
+}
+#else
 template <class T>
 inline T sum_of_lanes(Vec<T> v) {
   T lanes[kLanes<T>];
@@ -170,6 +188,7 @@ inline T sum_of_lanes(Vec<T> v) {
     for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
   return lanes[0];
 }
+#endif
 
 // C[M, N] += A[M, K] W[N, K]^T on the weights as they lie. Packing costs about as much as a product with a few
 // rows; for no more rows than that, dot products read each weight once. Lanes run over k here, so the bits differ
@@ -177,7 +196,7 @@ inline T sum_of_lanes(Vec<T> v) {
 template <class T, class S>
 void dot_product(T* C, int64_t ldc, const T* A, int64_t lda, int64_t M, const S* W, int64_t ldw, int64_t K,
                  Range columns) {
-  constexpr int kRows = 4, kStep = kLanes<T>;
+  constexpr int kRows = 8, kStep = kLanes<T>;
   for (int64_t n0 = columns.begin; n0 < columns.end; n0 += kRows) {
     const int64_t rows = smaller(kRows, columns.end - n0);
     for (int64_t m = 0; m < M; ++m) {
