@@ -46,5 +46,5 @@ def warn_slow(reason: str) -> None:
             f"rnn_ext: {reason}, so this call runs on torch's own operator (this is said once per process; "
             "rnn_ext.explain(module, input) tells for any call)",
             SlowPathWarning,
-            stacklevel=4,
+            stacklevel=7,  # the caller of the module
         )
