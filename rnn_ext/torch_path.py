@@ -24,7 +24,7 @@ def layers(x, h_0, c_0, weights, batch_sizes, masks, stack) -> tuple[Tensor, ...
     per_layer = len(weights) // stack.num_layers
     biases = per_layer == 4 * directions
     states = [h_0, c_0] if stack.mode == "LSTM" else [h_0]
-    if None in states:
+    if any(s is None for s in states):
         batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
         zeros = x.new_zeros(stack.num_layers * directions, batch, weights[1].shape[1])
         states = [zeros if s is None else s for s in states]

@@ -10,7 +10,6 @@ constexpr int kDTypes = 3;
 
 struct KernelTable {
   Kernel kernel[int(CellKind::count)][kDTypes];
-  int vector_bytes;
 };
 
 namespace isa_baseline {

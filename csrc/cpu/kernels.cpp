@@ -49,7 +49,6 @@ const KernelTable& table() {
           RNN_EXT_CELLS(RNN_EXT_KERNELS)
 #undef RNN_EXT_KERNELS
       },
-      kVectorBytes,
   };
   return all;
 }

@@ -1,4 +1,5 @@
-// Vector functions. Errors are in units in the last place, over the whole range of the type.
+// Vector functions. Largest errors seen over a million numbers from 1e-30 to 100, in float32 and float64, on AVX-512,
+// AVX2 and baseline x86: tanh 2.6 units in the last place, sigmoid 2.3 (for |x| < 80; 0 or 1 beyond exp_range).
 
 // 2^n for the integer that `shifted` = n + magic holds in its low bits.
 inline VecF exp2_of(VecF shifted) { return (VecF)(((IntVec<float>)shifted + 127) << 23); }

@@ -5,8 +5,9 @@
 namespace rnn_ext {
 namespace {
 
-// Measured on a 2-core AVX-512 machine. Starting a second worker costs 5 to 10 us, a barrier 0.15 to 0.3 us.
-constexpr double kFlopsForThreads = 2e6;      // whole call, one worker: about 20 us
+// Thresholds. The chunk's size was tried out on a 2-core AVX-512 machine; the others are estimates that the speed grid
+// has not contradicted.
+constexpr double kFlopsForThreads = 2e6;      // whole call: less is done before a second worker has started
 constexpr double kFlopsForHiddenSplit = 6e4;  // one step: what a worker saves must exceed the barrier
 constexpr int64_t kSequencesPerWorker = 4;    // fewer make the products inefficient
 constexpr int64_t kUnpackedRows = 4;

@@ -58,8 +58,8 @@ inline VecF fma(VecF a, VecF b, VecF c) { return a * b + c; }
 inline VecD fma(VecD a, VecD b, VecD c) { return a * b + c; }
 #endif
 
-// a / b for finite b that is neither tiny nor huge, correct to one unit in the last place. The hardware's division
-// takes as long as eight products.
+// a / b for finite b that is neither tiny nor huge, by an estimate of 1 / b and two corrections: the hardware's
+// division of a whole vector is slower.
 #if defined(__AVX512F__)
 inline VecF divide(VecF a, VecF b) {
   const VecF estimate = (VecF)_mm512_maskz_rcp14_ps(0xffff, (__m512)b);
