@@ -51,15 +51,30 @@ int checked_cell(const std::string& mode) {
   return cell;
 }
 
+DType checked_dtype(const std::string& name) {
+  if (name == "float32") return DType::float32;
+  if (name == "float64") return DType::float64;
+  if (name == "bfloat16") return DType::bfloat16;
+  throw std::invalid_argument("rnn_ext: no kernel for dtype " + name);
+}
+
+constexpr const char* float32_products[] = {"auto", "fma", "amx"};
+
+void choose_float32_product(const std::string& name) {
+  for (int i = 0; i < 3; ++i)
+    if (name == float32_products[i]) return set_float32_product(Float32Product(i));
+  throw std::invalid_argument("rnn_ext: float32 product must be one of auto, fma, amx, got " + name);
+}
+
 py::tuple plan(const std::string& mode, int64_t T, int64_t B, int64_t R, int64_t I, int64_t H, int64_t L, int64_t D,
-               bool float64, int threads, bool batch_invariant) {
+               const std::string& dtype, int threads, bool batch_invariant) {
   const int cell = checked_cell(mode);
   Sequences seq;
   seq.T = T;
   seq.B = B;
   seq.R = R;
-  const Plan p = make_plan(seq, Shape{I, H, L, D, true}, cell_facts[cell].gates, float64 ? 8 : 4, threads, batch_invariant);
-  return py::make_tuple(name(p), p.threads);
+  const Plan p = make_plan(seq, Shape{I, H, L, D, true}, cell_facts[cell].gates, checked_dtype(dtype), threads, batch_invariant);
+  return py::make_tuple(name(p), p.threads, p.multiply == Multiply::amx ? "amx" : "fma");
 }
 
 }  // namespace
@@ -77,8 +92,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("tape", [](const std::string& mode) { return cell_facts[checked_cell(mode)].tape; }, py::arg("mode"),
         "How many numbers per hidden unit and step the cell keeps for backward. Raises ValueError for an unknown mode.");
   m.def("plan", &plan, py::arg("mode"), py::arg("T"), py::arg("B"), py::arg("rows"), py::arg("I"), py::arg("H"), py::arg("L"),
-        py::arg("D"), py::arg("float64"), py::arg("threads"), py::arg("batch_invariant"),
-        "(name, threads) of the plan that a call of this shape takes. Raises ValueError for an unknown mode.");
+        py::arg("D"), py::arg("dtype"), py::arg("threads"), py::arg("batch_invariant"),
+        "(name, threads, product) of the plan that a call of this shape takes; dtype is float32, float64 or bfloat16. Raises "
+        "ValueError for an unknown mode or dtype.");
+  m.def("set_float32_product", &choose_float32_product, py::arg("product"), "See rnn_ext.set_float32_product.");
+  m.def("float32_product", [] { return float32_products[int(float32_product())]; }, "What set_float32_product has set.");
   m.def("fma_peak", &checked_fma_peak, py::arg("seconds"), py::arg("threads"),
         "Float32 multiply-add rate of the machine in GFLOP/s, summed over `threads` threads running for `seconds`. "
         "Raises ValueError unless seconds > 0 and threads >= 1.");

@@ -29,7 +29,8 @@ using Maybe = std::optional<Tensor>;
 
 const KernelTable& table() {
 #if defined(__x86_64__)
-  static const KernelTable& best = active() == Isa::avx512 ? isa_avx512::table()
+  static const KernelTable& best = active() == Isa::amx      ? isa_amx::table()
+                                   : active() == Isa::avx512 ? isa_avx512::table()
                                    : active() == Isa::avx2 ? isa_avx2::table()
                                                            : isa_baseline::table();
   return best;
@@ -145,7 +146,7 @@ struct Call {
     return dense(given);
   }
   Plan plan(bool batch_invariant) const {
-    return make_plan(seq, shape, facts().gates, dtype == int(DType::float64) ? 8 : 4,
+    return make_plan(seq, shape, facts().gates, DType(dtype),
                      int(torch::stable::get_num_threads()), batch_invariant);
   }
 

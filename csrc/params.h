@@ -47,7 +47,9 @@ struct LayerGradients {  // compute type, overwritten
 
 // How a call is carried out. Chosen from shape and thread count only (plan.cpp), never from the data.
 enum class Split : int { none, batch, hidden };  // what the threads divide inside the time loop
+enum class Multiply : int { fma, amx };         // vectors, or tiles of bfloat16 parts (amx.h)
 struct Plan {
+  Multiply multiply = Multiply::fma;
   Split split = Split::none;
   bool split_directions = false;  // half of the threads for each direction
   bool unpacked = false;          // the weights are used as they lie: few rows, so packing would not pay

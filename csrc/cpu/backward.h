@@ -7,40 +7,45 @@
 // The gradients of weights are split among the workers by output, never by sequence: no sum depends on how many
 // workers there are.
 
-template <class Cell, class S>
+template <class Cell, class S, class Product>
 class Backward {
   using T = Compute<S>;
+  using Gradients = typename Product::Gradients;
+  using Right = typename Product::Right;
+  using Transposed = typename Product::Transposed;
   using L = Layer<S, BackwardArgs>;
   static constexpr int G = Cell::gates, C = Cell::columns;
   static constexpr int64_t kLane = kLanes<T>;
 
   struct Direction {
-    T* W_ih;      // panels of W_ih, gate by gate
-    T* W_hh;      // panels of W_hh, gate by gate
-    T* da[2];     // [rows of a chunk, C, Hp]: gradients of the pre-activations, of this chunk and of the one before
+    char* W_ih;   // panels of W_ih, gate by gate
+    char* W_hh;   // panels of W_hh, gate by gate
+    Gradients da[2];  // [rows of a chunk, C, Hk]: gradients of the pre-activations, of this chunk and of the one before
     T* dh;        // [B, Hp]
     T* carry;     // [B, Hp]: what the cell hands from step to step beside da
-    T* panel;     // [workers, panel_elements()]: right side of a weight gradient's product
+    char* da_T;   // da of a chunk as the left side of a weight gradient's product, where that differs
+    char* panel;  // [workers, panel_bytes()]: its right side
     const S** inputs;    // [workers, rows of a chunk]
     const S** previous;  // [workers, rows of a chunk]
   };
 
  public:
-  explicit Backward(const BackwardArgs& args) : args(args), H(args.shape.H), Hp(round_up(H, kLane)) {
+  explicit Backward(const BackwardArgs& args)
+      : args(args), H(args.shape.H), Hp(round_up(H, kLane)), Hk(Gradients::width(H)) {
     const Shape& s = args.shape;
     const int64_t widest = s.L > 1 && s.D * H > s.I ? s.D * H : s.I;
     chunk_rows = smaller(args.plan.backward_steps, args.seq.T) * args.seq.B;
-    lda = padded_stride<T>(C * Hp);
     ldh = padded_stride<T>(Hp);
     Workspace w{static_cast<char*>(args.workspace)};
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];
-      z.W_ih = w.take<T>(G * Panels<T>::elements(H, widest));
-      z.W_hh = w.take<T>(G * Panels<T>::elements(H, H));
-      for (T*& da : z.da) da = w.take<T>(chunk_rows * lda);
+      z.W_ih = w.take<char>(G * Right::bytes(H, widest));
+      z.W_hh = w.take<char>(G * Right::bytes(H, H));
+      for (Gradients& da : z.da) da = Gradients::of(w.take<char>(Gradients::bytes(chunk_rows, C * Hk)), C * Hk);
       z.dh = w.take<T>(args.seq.B * ldh);
       z.carry = w.take<T>(Cell::carry != Carry::none ? args.seq.B * ldh : 0);
-      z.panel = w.take<T>(args.plan.threads * panel_elements());
+      z.da_T = w.take<char>(args.gradients ? Product::transposed_bytes(C * Hk, chunk_rows) : 0);
+      z.panel = w.take<char>(args.gradients ? args.plan.threads * panel_bytes() : 0);
       z.inputs = w.take<const S*>(args.plan.threads * chunk_rows);
       z.previous = w.take<const S*>(args.plan.threads * chunk_rows);
     }
@@ -51,8 +56,11 @@ class Backward {
   size_t workspace_bytes() const { return bytes; }
 
   void run(const Team& team) {
+    [[maybe_unused]] const typename Product::Use use;
     const Roles roles(team, args.plan, args.shape.D);
     const int64_t chunks = chunk_count(args.seq.T, args.plan.backward_steps);
+    for (int64_t d = 0; d < args.shape.D; ++d)
+      for (const Gradients& da : direction[d].da) clear_behind(da, team);
     for (int64_t l = args.shape.L - 1; l >= 0; --l) {
       const L layer{args, l};
       for (int64_t d = 0; d < args.shape.D; ++d) pack(layer, d, team);
@@ -71,25 +79,30 @@ class Backward {
 
  private:
   Chunk nth(int64_t c) const { return chunk(c, args.plan.backward_steps, args.seq.T); }
-  // One panel; where there are few rows, all of them, so that the gradient is written row by row, not in strips.
-  int64_t panel_elements() const {
+  // Panels that are packed at once for the gradients of weights: what a core's cache holds, so that da, the larger of
+  // the two, is read once for many of them; where there are few rows, all, so that the gradient is written row by row.
+  int64_t panels_at_once() const {
     const Shape& s = args.shape;
-    const int64_t widest = s.I > s.D * H ? s.I : s.D * H;
-    return Panels<T>::elements(chunk_rows, args.plan.unpacked ? widest : kPanelWidth<T>);
+    const int64_t widest = (s.I > s.D * H ? s.I : s.D * H) / Product::kWidth + 1;
+    if (args.plan.unpacked) return widest;
+    const int64_t fit = Product::kRightBytes / Right::bytes(chunk_rows, Product::kWidth);
+    return fit < 1 ? 1 : smaller(fit, widest);
   }
-  Panels<T> W_ih(const L& layer, int64_t d, int g) const {
+  int64_t panel_bytes() const { return round_up(Right::bytes(chunk_rows, panels_at_once() * Product::kWidth), 64); }
+  Right W_ih(const L& layer, int64_t d, int g) const {
     return panels_of(layer.weights(d).W_ih, direction[d].W_ih, g, layer.inputs());
   }
-  Panels<T> W_hh(const L& layer, int64_t d, int g) const {
+  Right W_hh(const L& layer, int64_t d, int g) const {
     return panels_of(layer.weights(d).W_hh, direction[d].W_hh, g, H);
   }
   // Of a weight [G*H, N], gate g; as it lies where packing would not pay.
-  Panels<T> panels_of(const void* weight, T* packed, int g, int64_t N) const {
-    if constexpr (sizeof(S) == sizeof(T))
-      if (args.plan.unpacked && N % kLane == 0)
+  Right panels_of(const void* weight, char* packed, int g, int64_t N) const {
+    if (as_it_lies(N))
+      if constexpr (Product::kOnFloats && sizeof(S) == sizeof(T))
         return {const_cast<T*>(static_cast<const T*>(weight)) + g * H * N, H, N, false};
-    return {packed + g * Panels<T>::elements(H, N), H, N};
+    return Right::of(packed + g * Right::bytes(H, N), H, N);
   }
+  bool as_it_lies(int64_t N) const { return args.plan.unpacked && sizeof(S) == sizeof(T) && N % kLane == 0; }
 
   const S* output(int64_t l) const {
     if (l == args.shape.L - 1) return static_cast<const S*>(args.y);
@@ -103,6 +116,14 @@ class Backward {
     for (int64_t i = mine.begin; i < mine.end; ++i) p[i] = 0;
   }
 
+  // The numbers behind the units of each column, which a product reads and no step writes.
+  void clear_behind(const Gradients& da, const Team& team) const {
+    const Range mine = team.part(chunk_rows);
+    for (int64_t r = mine.begin; r < mine.end; ++r)
+      for (int i = 0; i < C; ++i)
+        for (int64_t k = Hp; k < Hk; k += kLane) da.write(r, i * Hk + k, Vec<T>{});
+  }
+
   void pack(const L& layer, int64_t d, const Team& team) {
     const LayerWeights& w = layer.weights(d);
     for (int g = 0; g < G; ++g) {
@@ -110,37 +131,37 @@ class Backward {
         const S* first = static_cast<const S*>(W) + g * H * N;
         return [first, N](int64_t k, int64_t n, int64_t count) { return load(first + k * N + n, count); };
       };
-      const Panels<T> ih = W_ih(layer, d, g), hh = W_hh(layer, d, g);
-      if (ih.packed && dx(layer.l)) pack_rows(ih, rows_of(w.W_ih, ih.N), team.part(ih.count()));
-      if (hh.packed && (args.seq.T > 1 || args.dh_0)) pack_rows(hh, rows_of(w.W_hh, H), team.part(hh.count()));
+      const Right ih = W_ih(layer, d, g), hh = W_hh(layer, d, g);
+      if (!as_it_lies(ih.N) && dx(layer.l)) pack_rows(ih, rows_of(w.W_ih, ih.N), team.part(ih.count()));
+      if (!as_it_lies(H) && (args.seq.T > 1 || args.dh_0)) pack_rows(hh, rows_of(w.W_hh, H), team.part(hh.count()));
     }
   }
 
   void loop(const L& layer, int64_t d, Chunk c, const Team& team) {
     const Direction& z = direction[d];
-    const int64_t panels = (H + kPanelWidth<T> - 1) / kPanelWidth<T>;
+    const int64_t panels = (H + Product::kWidth - 1) / Product::kWidth;
     const bool by_unit = args.plan.split == Split::hidden;
     const Range sequences = by_unit ? Range{0, args.seq.B} : team.part(args.seq.B);
     const Range mine = by_unit ? team.part(panels) : Range{0, panels};
-    T* here = z.da[c.index % 2];
+    const Gradients here = z.da[c.index % 2];
     const int64_t first = layer.rows(d, c).begin;
     for (int64_t s = c.end - 1; s >= c.begin; --s) {
-      T* da = here + (layer.first_row(d, s) - first) * lda;
-      step(layer, d, s, da, da_of(layer, d, s + 1, c), sequences, mine);
+      step(layer, d, s, here.at(layer.first_row(d, s) - first), da_of(layer, d, s + 1, c), sequences, mine);
       if (by_unit) team.wait();
     }
     if (c.begin == 0)
       initial_gradients(layer, d, da_of(layer, d, 0, c), {0, layer.active(d, 0)}, sequences, mine);
   }
 
-  // da of step s, which is in chunk c or the first step of the chunk after it; null past the end.
-  const T* da_of(const L& layer, int64_t d, int64_t s, Chunk c) const {
-    if (s >= args.seq.T) return nullptr;
+  // da of step s, which is in chunk c or the first step of the chunk after it; nothing past the end.
+  Gradients da_of(const L& layer, int64_t d, int64_t s, Chunk c) const {
+    if (s >= args.seq.T) return {};
     const Chunk home = s < c.end ? c : nth(c.index + 1);
-    return direction[d].da[home.index % 2] + (layer.first_row(d, s) - layer.rows(d, home).begin) * lda;
+    return direction[d].da[home.index % 2].at(layer.first_row(d, s) - layer.rows(d, home).begin);
   }
 
-  void step(const L& layer, int64_t d, int64_t s, T* da, const T* da_next, Range sequences, Range panels) {
+  void step(const L& layer, int64_t d, int64_t s, const Gradients& da, const Gradients& da_next, Range sequences,
+            Range panels) {
     const Direction& z = direction[d];
     const int64_t active = layer.active(d, s), next = layer.active(d, s + 1);
     const int64_t row = layer.first_row(d, s), ld = layer.outputs();
@@ -156,10 +177,10 @@ class Backward {
     const T* dy_above = last_layer ? nullptr : dx(layer.l + 1) + row * ld + d * H;
     const S* mask = last_layer ? nullptr : L{args, layer.l + 1}.mask();
     if (mask) mask += row * ld + d * H;
-    const int64_t together = going_on - rows.begin == 1 ? kSinglePanels : 1;
+    const int64_t together = going_on - rows.begin == 1 ? Product::kSingle : 1;
     for (int64_t p = panels.begin; p < panels.end; p += together) {
       const Range group{p, smaller(p + together, panels.end)};
-      const int64_t begin = p * kPanelWidth<T>, end = smaller(group.end * kPanelWidth<T>, H);
+      const int64_t begin = p * Product::kWidth, end = smaller(group.end * Product::kWidth, H);
       for (int64_t b = rows.begin; b < rows.end; ++b) {
         const S* dh_n = b >= next ? layer.state(static_cast<const S*>(args.dh_n), d, b) : nullptr;
         for (int64_t j = begin; j < end; j += kLane) {
@@ -174,8 +195,8 @@ class Backward {
         }
       }
       for (int g = 0; g < G && going_on > rows.begin; ++g)
-        product<false>(z.dh + rows.begin * ldh, ldh, da_next + rows.begin * lda + Cell::hidden_column(g) * Hp, lda,
-                       going_on - rows.begin, W_hh(layer, d, g), group, Into::add);
+        product(z.dh + rows.begin * ldh, ldh, da_next.at(rows.begin, Cell::hidden_column(g) * Hk),
+                going_on - rows.begin, W_hh(layer, d, g), group, Into::add);
       for (int64_t b = rows.begin; b < rows.end; ++b) {
         const S* tape = layer.tape(static_cast<const S*>(args.tape), d, row + b, Cell::tape);
         const S* dc_n = layer.state(static_cast<const S*>(args.dc_n), d, b);
@@ -191,26 +212,26 @@ class Backward {
           if constexpr (Cell::carry == Carry::hidden) dh += carry;
           Cell::backward(kept, load(y + b * ld + j, H - j), dh, carry, out);
           if constexpr (Cell::carry != Carry::none) store(z.carry + b * ldh + j, carry);
-          for (int i = 0; i < C; ++i) store(da + b * lda + i * Hp + j, out[i]);
+          for (int i = 0; i < C; ++i) da.write(b, i * Hk + j, out[i]);
         }
       }
     }
   }
 
   // Gradients of the initial states of the sequences in `which` that are this worker's; da is that of their first step.
-  void initial_gradients(const L& layer, int64_t d, const T* da, Range which, Range sequences, Range panels) {
+  void initial_gradients(const L& layer, int64_t d, const Gradients& da, Range which, Range sequences, Range panels) {
     const int64_t begin = which.begin > sequences.begin ? which.begin : sequences.begin;
     const int64_t count = smaller(which.end, sequences.end) - begin;
     if (count <= 0) return;
     T* dh_0 = layer.state(static_cast<T*>(args.dh_0), d, begin);
     for (int g = 0; g < G && dh_0; ++g)
-      product<false>(dh_0, H, da + begin * lda + Cell::hidden_column(g) * Hp, lda, count, W_hh(layer, d, g), panels,
-                     g > 0 ? Into::add : Into::assign);
+      product(dh_0, H, da.at(begin, Cell::hidden_column(g) * Hk), count, W_hh(layer, d, g), panels,
+              g > 0 ? Into::add : Into::assign);
     T* target = Cell::carry == Carry::cell ? layer.state(static_cast<T*>(args.dc_0), d, begin) : dh_0;
     if (Cell::carry == Carry::none || !target) return;
-    const int64_t last = smaller(panels.end * kPanelWidth<T>, H);
+    const int64_t last = smaller(panels.end * Product::kWidth, H);
     for (int64_t b = 0; b < count; ++b)
-      for (int64_t j = panels.begin * kPanelWidth<T>; j < last; j += kLane) {
+      for (int64_t j = panels.begin * Product::kWidth; j < last; j += kLane) {
         const Vec<T> carry = load(direction[d].carry + (begin + b) * ldh + j);
         T* p = target + b * H + j;
         store(p, Cell::carry == Carry::cell ? carry : load(p, H - j) + carry, H - j);
@@ -221,45 +242,48 @@ class Backward {
   void products(const L& layer, Chunk c, const Team& team) {
     for (int64_t d = 0; d < args.shape.D; ++d) {
       const Range rows = layer.rows(d, c);
-      const T* da = direction[d].da[c.index % 2];
+      const Gradients& da = direction[d].da[c.index % 2];
       if (dx(layer.l)) input_gradient(layer, d, rows, da, team);
       if (args.gradients) weight_gradients(layer, d, c, rows, da, team);
       if (args.shape.D > 1) team.wait();  // both directions add to the same rows of dx
     }
   }
 
-  void input_gradient(const L& layer, int64_t d, Range rows, const T* da, const Team& team) {
-    const int64_t N = layer.inputs(), panels = (N + kPanelWidth<T> - 1) / kPanelWidth<T>;
+  void input_gradient(const L& layer, int64_t d, Range rows, const Gradients& da, const Team& team) {
+    const int64_t N = layer.inputs(), panels = (N + Product::kWidth - 1) / Product::kWidth;
     // A worker keeps its part of W_ih in its own cache, or else all of it.
     const bool by_panel = args.plan.split == Split::hidden && panels >= team.size;
-    const Range mine = by_panel ? Range{0, rows.size()} : team.part(rows.size(), kTileRows);
+    const Range mine = by_panel ? Range{0, rows.size()} : team.part(rows.size(), Product::kRowUnit);
     T* out = dx(layer.l) + (rows.begin + mine.begin) * N;
     for (int g = 0; g < G; ++g) {
-      product<false>(out, N, da + mine.begin * lda + g * Hp, lda, mine.size(), W_ih(layer, d, g),
-                     by_panel ? team.part(panels) : Range{0, panels}, args.shape.D > 1 || g > 0 ? Into::add : Into::assign);
+      product(out, N, da.at(mine.begin, g * Hk), mine.size(), W_ih(layer, d, g),
+              by_panel ? team.part(panels) : Range{0, panels}, args.shape.D > 1 || g > 0 ? Into::add : Into::assign);
     }
   }
 
-  void weight_gradients(const L& layer, int64_t d, Chunk c, Range rows, const T* da, const Team& team) {
+  void weight_gradients(const L& layer, int64_t d, Chunk c, Range rows, const Gradients& da, const Team& team) {
     const Direction& z = direction[d];
     const LayerGradients& out = args.gradients[layer.l * args.shape.D + d];
-    const int64_t K = layer.inputs(), width = kPanelWidth<T>;
+    const int64_t K = layer.inputs(), width = Product::kWidth;
     const int64_t ih_panels = (K + width - 1) / width, hh_panels = (H + width - 1) / width;
     const Range mine = team.part(ih_panels + hh_panels);
-    const int64_t most = args.plan.unpacked ? ih_panels + hh_panels : 1;  // panels at once; see panel_elements()
     const bool first = c.end == args.seq.T;  // chunks come in reverse
-    T* panel = z.panel + team.rank * panel_elements();
+    const Transposed da_T = Product::transposed(z.da_T, da, chunk_rows);
+    if (!Product::kOnFloats) {
+      Product::transpose(da_T, da, rows.size(), team.part(C * Hk, Product::kRowUnit));
+      team.wait();
+    }
     const S** inputs = z.inputs + team.rank * chunk_rows;
     const S** previous = z.previous + team.rank * chunk_rows;
     if (mine.begin < ih_panels) layer.input_rows(layer.l > 0 ? output(layer.l - 1) : nullptr, rows, inputs);
     if (mine.end > ih_panels) previous_states(layer, d, c, previous);
     for (int64_t p = mine.begin, count; p < mine.end; p += count) {
       const bool ih = p < ih_panels;
-      count = smaller(most, (ih ? ih_panels : ih_panels + hh_panels) - p);
+      count = smaller(panels_at_once(), (ih ? smaller(ih_panels, mine.end) : mine.end) - p);
       const S* mask = ih ? layer.mask() : nullptr;
       const S** sources = ih ? inputs : previous;
       const int64_t N = ih ? K : H, column = (ih ? p : p - ih_panels) * width;
-      const Panels<T> B{panel, rows.size(), smaller(count * width, N - column)};
+      const Right B = Right::of(z.panel + team.rank * panel_bytes(), rows.size(), smaller(count * width, N - column));
       const auto row = [&](int64_t k, int64_t n, int64_t count) {
         if (!sources[k]) return Vec<T>{};
         const Vec<T> v = load(sources[k] + column + n, count);
@@ -268,13 +292,14 @@ class Backward {
       pack_rows(B, row, Range{0, count});
       T* dW = static_cast<T*>(ih ? out.dW_ih : out.dW_hh) + column;
       for (int g = 0; g < G; ++g)
-        product<true>(dW + g * H * N, N, da + (ih ? g : Cell::hidden_column(g)) * Hp, lda, H, B, Range{0, count},
-                      first ? Into::assign : Into::add);
+        for (int64_t m = 0; m < H; m += Product::kLeftRows)
+          product(dW + (g * H + m) * N, N, da_T.at((ih ? g : Cell::hidden_column(g)) * Hk + m),
+                  smaller(Product::kLeftRows, H - m), B, Range{0, count}, first ? Into::assign : Into::add);
     }
     if (args.shape.bias) bias_gradients(out, first, rows.size(), da, team);
   }
 
-  void bias_gradients(const LayerGradients& out, bool first, int64_t rows, const T* da, const Team& team) {
+  void bias_gradients(const LayerGradients& out, bool first, int64_t rows, const Gradients& da, const Team& team) {
     const Range mine = team.part(H, kLane);
     for (int g = 0; g < G; ++g)
       for (int64_t j = mine.begin; j < mine.end; j += kLane) {
@@ -284,7 +309,7 @@ class Backward {
         for (int i = 0; i < 2; ++i) {
           if (i == 0 || column[1] != column[0]) {
             sum = Vec<T>{};
-            for (int64_t r = 0; r < rows; ++r) sum += load(da + r * lda + column[i] * Hp + j);
+            for (int64_t r = 0; r < rows; ++r) sum += da.read(r, column[i] * Hk + j);
           }
           T* p = static_cast<T*>(both[i]) + g * H + j;
           store(p, first ? sum : load(p, H - j) + sum, H - j);
@@ -304,8 +329,8 @@ class Backward {
   }
 
   const BackwardArgs& args;
-  const int64_t H, Hp;
-  int64_t lda, ldh, chunk_rows;
+  const int64_t H, Hp, Hk;  // units; in vectors; as a product's operand
+  int64_t ldh, chunk_rows;
   size_t bytes;
   Direction direction[2];
   T* dx_below[2];

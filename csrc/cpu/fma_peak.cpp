@@ -12,6 +12,7 @@ namespace rnn_ext {
 namespace isa_baseline { double fma_loop(long rounds); }
 namespace isa_avx2 { double fma_loop(long rounds); }
 namespace isa_avx512 { double fma_loop(long rounds); }
+namespace isa_amx { double fma_loop(long rounds); }
 
 namespace {
 
@@ -19,7 +20,7 @@ using Loop = double (*)(long);
 
 Loop best_loop() {
 #if defined(__x86_64__)
-  if (detect() == Isa::avx512) return isa_avx512::fma_loop;
+  if (detect() >= Isa::avx512) return isa_avx512::fma_loop;
   if (detect() == Isa::avx2) return isa_avx2::fma_loop;
 #endif
   return isa_baseline::fma_loop;

@@ -3,22 +3,24 @@
 // Per layer: pack the weights; then chunk by chunk  a = W_ih x_t + b_ih + b_hh  for all steps of the chunk as one
 // product, and step by step  a += W_hh h_{t-1},  h_t = cell(a).
 
-template <class Cell, class S>
+template <class Cell, class S, class Product>
 class Forward {
   using T = Compute<S>;
+  using States = typename Product::States;
+  using Right = typename Product::Right;
   static constexpr int G = Cell::gates, C = Cell::columns;
   static constexpr bool kHasCell = Cell::carry == Carry::cell;
   static constexpr int64_t kLane = kLanes<T>;
   static constexpr int64_t kStreamBytes = 4 * 1024 * 1024;  // an output larger than this is stored past the caches
 
   struct Direction {
-    T* W_ih;     // panels of W_ih^T, gate by gate
-    T* W_hh;     // panels of W_hh^T, gate by gate
+    char* W_ih;  // panels of W_ih^T, gate by gate
+    char* W_hh;  // panels of W_hh^T, gate by gate
     T* bias;     // [C, Hp]
     T* a[2];     // [rows of a chunk, C, Hp]: pre-activations, of this chunk and of the next one
-    T* h[2];     // [B, Hp]: states before and after a step
+    States h[2];  // [B, H]: states before and after a step
     T* c;        // [B, Hp]: cell state
-    T* input;    // [workers, rows of a chunk, I]: the input where it does not lie as the product needs it
+    char* input;  // [workers, input_rows, I]: the input where it does not lie as the product needs it
     const S** rows;  // [workers, rows of a chunk]
   };
 
@@ -29,17 +31,18 @@ class Forward {
     chunk_rows = smaller(args.plan.forward_steps, args.seq.T) * args.seq.B;
     lda = padded_stride<T>(C * Hp);
     ldh = padded_stride<T>(Hp);
-    ldi = padded_stride<T>(widest);
+    input_rows = smaller(chunk_rows, Product::kInputRows);
+    input_bytes = round_up(States::bytes(input_rows, widest), 64);
     Workspace w{static_cast<char*>(args.workspace)};
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];
-      z.W_ih = args.plan.unpacked ? nullptr : w.take<T>(G * Panels<T>::elements(widest, H));
-      z.W_hh = args.plan.unpacked ? nullptr : w.take<T>(G * Panels<T>::elements(H, H));
+      z.W_ih = args.plan.unpacked ? nullptr : w.take<char>(G * Right::bytes(widest, H));
+      z.W_hh = args.plan.unpacked ? nullptr : w.take<char>(G * Right::bytes(H, H));
       z.bias = w.take<T>(C * Hp);
       for (T*& a : z.a) a = w.take<T>(chunk_rows * lda);
-      for (T*& h : z.h) h = w.take<T>(args.seq.B * ldh);
+      for (States& h : z.h) h = States::of(w.take<char>(States::bytes(args.seq.B, H)), H);
       z.c = w.take<T>(kHasCell ? args.seq.B * ldh : 0);
-      z.input = w.take<T>(args.plan.threads * chunk_rows * ldi);
+      z.input = w.take<char>(args.plan.threads * input_bytes);
       z.rows = w.take<const S*>(args.plan.threads * chunk_rows);
     }
     bytes = w.used;
@@ -48,8 +51,11 @@ class Forward {
   size_t workspace_bytes() const { return bytes; }
 
   void run(const Team& team) {
+    [[maybe_unused]] const typename Product::Use use;
     const Roles roles(team, args.plan, args.shape.D);
     const int64_t chunks = chunk_count(args.seq.T, args.plan.forward_steps);
+    for (int64_t d = 0; d < args.shape.D; ++d)
+      for (const States& h : direction[d].h) clear_behind(h, args.seq.B, team);
     for (int64_t l = 0; l < args.shape.L; ++l) {
       const Layer<S, ForwardArgs> layer{args, l};
       for (int64_t d = 0; d < args.shape.D; ++d) pack(layer, d, team);
@@ -69,15 +75,22 @@ class Forward {
   using L = Layer<S, ForwardArgs>;
 
   Chunk nth(int64_t c) const { return chunk(c, args.plan.forward_steps, args.seq.T); }
-  Panels<T> W_ih(const L& layer, int64_t d, int g) const {
+  Right W_ih(const L& layer, int64_t d, int g) const {
     const int64_t K = layer.inputs();
-    return {direction[d].W_ih + g * Panels<T>::elements(K, H), K, H};
+    return Right::of(direction[d].W_ih + g * Right::bytes(K, H), K, H);
   }
-  Panels<T> W_hh(int64_t d, int g) const { return {direction[d].W_hh + g * Panels<T>::elements(H, H), H, H}; }
+  Right W_hh(int64_t d, int g) const { return Right::of(direction[d].W_hh + g * Right::bytes(H, H), H, H); }
 
   S* output(int64_t l) const {  // [R, D*H]
     if (l == args.shape.L - 1) return static_cast<S*>(args.y);
     return static_cast<S*>(args.hidden) + l % args.hidden_slots * args.seq.R * args.shape.D * H;
+  }
+
+  // The numbers behind the units, which a product reads and no step writes.
+  void clear_behind(const States& h, int64_t rows, const Team& team) const {
+    const Range mine = team.part(rows);
+    for (int64_t r = mine.begin; r < mine.end; ++r)
+      for (int64_t k = Hp; k < States::width(H); k += kLane) h.write(r, k, Vec<T>{});
   }
 
   void pack(const L& layer, int64_t d, const Team& team) {
@@ -94,7 +107,7 @@ class Forward {
     }
     if (args.plan.unpacked) return;
     for (int g = 0; g < G; ++g) {
-      const Panels<T> ih = W_ih(layer, d, g), hh = W_hh(d, g);
+      const Right ih = W_ih(layer, d, g), hh = W_hh(d, g);
       pack_transposed(ih, static_cast<const S*>(w.W_ih) + g * H * ih.K, ih.K, team.part(ih.count()));
       pack_transposed(hh, static_cast<const S*>(w.W_hh) + g * H * H, H, team.part(hh.count()));
     }
@@ -104,57 +117,59 @@ class Forward {
   void project(const L& layer, Chunk c, const Team& team) {
     for (int64_t d = 0; d < args.shape.D; ++d) {
       const Direction& z = direction[d];
-      const Range all = layer.rows(d, c), panels{0, (H + kPanelWidth<T> - 1) / kPanelWidth<T>};
+      const Range all = layer.rows(d, c), panels{0, (H + Product::kWidth - 1) / Product::kWidth};
       const bool by_unit = args.plan.split == Split::hidden;  // a worker then keeps its part of W_ih in its own cache
-      const Range mine = by_unit ? Range{0, all.size()} : team.part(all.size(), kTileRows);
+      const Range mine = by_unit ? Range{0, all.size()} : team.part(all.size(), Product::kRowUnit);
       const Range units = by_unit ? team.part(panels.end) : panels;
-      if (mine.size() == 0 || units.size() == 0) continue;
-      T* a = z.a[c.index % 2] + mine.begin * lda;
-      for (int64_t r = 0; r < mine.size(); ++r)
-        for (int i = 0; i < C; ++i)
-          for (int64_t j = units.begin * kPanelWidth<T>; j < smaller(units.end * kPanelWidth<T>, H); j += kLane)
-            store(a + r * lda + i * Hp + j, load(z.bias + i * Hp + j));
-      int64_t ldx;
-      const T* x = input(layer, z, all, mine, team, ldx);
-      for (int g = 0; g < G; ++g) {
-        if (args.plan.unpacked) {
-          const int64_t K = layer.inputs();
-          dot_product(a + g * Hp, lda, x, ldx, mine.size(), static_cast<const S*>(layer.weights(d).W_ih) + g * H * K, K,
-                      K, Range{0, H});
-        } else {
-          product<false>(a + g * Hp, lda, x, ldx, mine.size(), W_ih(layer, d, g), units, Into::add);
+      if (units.size() == 0) continue;
+      for (int64_t begin = mine.begin; begin < mine.end; begin += Product::kInputRows) {
+        const Range rows{begin, begin + smaller(Product::kInputRows, mine.end - begin)};
+        T* a = z.a[c.index % 2] + rows.begin * lda;
+        for (int64_t r = 0; r < rows.size(); ++r)
+          for (int i = 0; i < C; ++i)
+            for (int64_t j = units.begin * Product::kWidth; j < smaller(units.end * Product::kWidth, H); j += kLane)
+              store(a + r * lda + i * Hp + j, load(z.bias + i * Hp + j));
+        const States x = input(layer, z, {all.begin + rows.begin, all.begin + rows.end}, team);
+        for (int g = 0; g < G; ++g) {
+          if (args.plan.unpacked)
+            unpacked_product(a + g * Hp, x, rows.size(), layer.weights(d).W_ih, g, layer.inputs(), {0, H});
+          else
+            product(a + g * Hp, lda, x, rows.size(), W_ih(layer, d, g), units, Into::add);
         }
       }
     }
   }
 
-  // The input rows `mine` of the chunk's rows `all` as a matrix with row stride ldx: in place where they already
-  // are one, else copied.
-  const T* input(const L& layer, const Direction& z, Range all, Range mine, const Team& team, int64_t& ldx) {
+  // C += A W^T for the rows `units` of gate g of a weight [G*H, K] as it lies.
+  void unpacked_product(T* out, const States& A, int64_t M, const void* weight, int g, int64_t K, Range units) {
+    if constexpr (Product::kOnFloats)
+      dot_product(out, lda, A.data, A.ld, M, static_cast<const S*>(weight) + g * H * K, K, K, units);
+  }
+
+  // Rows of the layer's input as an operand: in place where they already are one, else copied.
+  States input(const L& layer, const Direction& z, Range which, const Team& team) {
     const int64_t K = layer.inputs();
     const S* below = layer.l > 0 ? output(layer.l - 1) : nullptr;
     const S** rows = z.rows + team.rank * chunk_rows;
-    const Range absolute{all.begin + mine.begin, all.begin + mine.end};
-    layer.input_rows(below, absolute, rows);
+    layer.input_rows(below, which, rows);
     const S* mask = layer.mask();
-    if constexpr (sizeof(S) == sizeof(T)) {
-      ldx = layer.input_stride();
-      if (!mask && (ldx > 0 || mine.size() == 1)) return rows[0];
+    if constexpr (Product::kOnFloats && sizeof(S) == sizeof(T)) {
+      const int64_t ldx = layer.input_stride();
+      if (!mask && (ldx > 0 || which.size() == 1)) return {const_cast<S*>(rows[0]), ldx};
     }
-    ldx = ldi;
-    T* x = z.input + (team.rank * chunk_rows + mine.begin) * ldi;
-    for (int64_t r = 0; r < mine.size(); ++r)
-      for (int64_t k = 0; k < K; k += kLane) {
-        Vec<T> v = load(rows[r] + k, K - k);
-        if (mask) v = as_stored<S>(v * load(mask + (absolute.begin + r) * K + k, K - k));
-        store(x + r * ldi + k, v);
+    const States x = States::of(z.input + team.rank * input_bytes, K);
+    for (int64_t r = 0; r < which.size(); ++r)
+      for (int64_t k = 0; k < States::width(K); k += kLane) {
+        Vec<T> v = k < K ? load(rows[r] + k, K - k) : Vec<T>{};
+        if (mask && k < K) v = as_stored<S>(v * load(mask + (which.begin + r) * K + k, K - k));
+        x.write(r, k, v);
       }
     return x;
   }
 
   void loop(const L& layer, int64_t d, Chunk c, const Team& team) {
     const Direction& z = direction[d];
-    const int64_t panels = (H + kPanelWidth<T> - 1) / kPanelWidth<T>;
+    const int64_t panels = (H + Product::kWidth - 1) / Product::kWidth;
     const bool by_unit = args.plan.split == Split::hidden;
     const Range sequences = by_unit ? Range{0, args.seq.B} : team.part(args.seq.B);
     const Range mine = by_unit ? team.part(panels) : Range{0, panels};
@@ -176,23 +191,23 @@ class Forward {
   }
 
   // Step of the sequences [rows.begin, rows.end) and the units of `panels`; `row` is that of sequence 0.
-  void step(const L& layer, int64_t d, int64_t row, T* a, const T* h, T* h_next, Range rows, Range panels) {
+  void step(const L& layer, int64_t d, int64_t row, T* a, const States& h, const States& h_next, Range rows,
+            Range panels) {
     if (rows.size() <= 0) return;
     const Direction& z = direction[d];
     const int64_t ldy = layer.outputs();
     S* y = output(layer.l) + row * ldy + d * H;
     const bool past_caches = args.seq.R * ldy * int64_t(sizeof(S)) > kStreamBytes;
-    const int64_t together = rows.size() == 1 ? kSinglePanels : 1;
+    const int64_t together = rows.size() == 1 ? Product::kSingle : 1;
     for (int64_t p = panels.begin; p < panels.end; p += together) {
       const Range group{p, smaller(p + together, panels.end)};
-      const int64_t begin = p * kPanelWidth<T>, end = smaller(group.end * kPanelWidth<T>, H);
+      const int64_t begin = p * Product::kWidth, end = smaller(group.end * Product::kWidth, H);
       for (int g = 0; g < G; ++g) {
         T* sum = a + rows.begin * lda + Cell::hidden_column(g) * Hp;
         if (args.plan.unpacked)
-          dot_product(sum, lda, h + rows.begin * ldh, ldh, rows.size(),
-                      static_cast<const S*>(layer.weights(d).W_hh) + g * H * H, H, H, Range{begin, end});
+          unpacked_product(sum, h.at(rows.begin), rows.size(), layer.weights(d).W_hh, g, H, {begin, end});
         else
-          product<false>(sum, lda, h + rows.begin * ldh, ldh, rows.size(), W_hh(d, g), group, Into::add);
+          product(sum, lda, h.at(rows.begin), rows.size(), W_hh(d, g), group, Into::add);
       }
       for (int64_t b = rows.begin; b < rows.end; ++b) {
         S* tape = layer.tape(static_cast<S*>(args.tape), d, row + b, Cell::tape);
@@ -200,9 +215,9 @@ class Forward {
           Vec<T> in[C], kept[Cell::tape + 1], c{};
           for (int i = 0; i < C; ++i) in[i] = load(a + b * lda + i * Hp + j);
           if constexpr (kHasCell) c = load(z.c + b * ldh + j);
-          const Vec<T> out = as_stored<S>(Cell::forward(in, load(h + b * ldh + j), c, kept));
+          const Vec<T> out = as_stored<S>(Cell::forward(in, h.read(b, j), c, kept));
           if constexpr (kHasCell) store(z.c + b * ldh + j, c);
-          store(h_next + b * ldh + j, out);
+          h_next.write(b, j, out);
           if (past_caches) {
             stream(y + b * ldy + j, out, H - j);
             for (int i = 0; tape && i < Cell::tape; ++i) stream(tape + i * H + j, kept[i], H - j);
@@ -216,10 +231,10 @@ class Forward {
   }
 
   // The initial state of the sequences in `which` that are this worker's.
-  void begin(const L& layer, int64_t d, Range which, T* h, Range sequences, Range panels) {
+  void begin(const L& layer, int64_t d, Range which, const States& h, Range sequences, Range panels) {
     for_units(which, sequences, panels, [&](int64_t b, int64_t j) {
       const S* h_0 = layer.h_0(d, b);
-      store(h + b * ldh + j, h_0 ? load(h_0 + j, H - j) : Vec<T>{});
+      h.write(b, j, h_0 ? load(h_0 + j, H - j) : Vec<T>{});
       if constexpr (kHasCell) {
         const S* c_0 = layer.state(static_cast<const S*>(args.c_0), d, b);
         store(direction[d].c + b * ldh + j, c_0 ? load(c_0 + j, H - j) : Vec<T>{});
@@ -228,9 +243,9 @@ class Forward {
   }
 
   // The sequences in `which` have had their last step: their state is the final one.
-  void finish(const L& layer, int64_t d, Range which, const T* h, Range sequences, Range panels) {
+  void finish(const L& layer, int64_t d, Range which, const States& h, Range sequences, Range panels) {
     for_units(which, sequences, panels, [&](int64_t b, int64_t j) {
-      store(layer.state(static_cast<S*>(args.h_n), d, b) + j, load(h + b * ldh + j), H - j);
+      store(layer.state(static_cast<S*>(args.h_n), d, b) + j, h.read(b, j), H - j);
       if constexpr (kHasCell)
         store(layer.state(static_cast<S*>(args.c_n), d, b) + j, load(direction[d].c + b * ldh + j), H - j);
     });
@@ -240,14 +255,14 @@ class Forward {
   void for_units(Range which, Range sequences, Range panels, Do act) {
     const int64_t begin = which.begin > sequences.begin ? which.begin : sequences.begin;
     const int64_t end = smaller(which.end, sequences.end);
-    const int64_t last = smaller(panels.end * kPanelWidth<T>, H);
+    const int64_t last = smaller(panels.end * Product::kWidth, H);
     for (int64_t b = begin; b < end; ++b)
-      for (int64_t j = panels.begin * kPanelWidth<T>; j < last; j += kLane) act(b, j);
+      for (int64_t j = panels.begin * Product::kWidth; j < last; j += kLane) act(b, j);
   }
 
   const ForwardArgs& args;
   const int64_t H, Hp;
-  int64_t lda, ldh, ldi, chunk_rows;
+  int64_t lda, ldh, chunk_rows, input_rows, input_bytes;
   size_t bytes;
   Direction direction[2];
 };

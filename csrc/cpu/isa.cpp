@@ -8,6 +8,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace rnn_ext {
@@ -24,6 +28,23 @@ unsigned saved_registers() {
 
 bool has(unsigned word, unsigned bits) { return (word & bits) == bits; }
 
+// AMX with bfloat16, and the AVX-512 conversions beside it. Linux gives a process the tile registers on request.
+bool has_amx(unsigned saved) {
+#if defined(__linux__)
+  constexpr unsigned tiles_saved = 0x60000;
+  constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24, avx512_bf16 = 1u << 5;
+  constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned a, b, c, d;
+  if (!has(saved, tiles_saved)) return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !has(d, amx_bf16 | amx_tile)) return false;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !has(a, avx512_bf16)) return false;
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  (void)saved;
+  return false;
+#endif
+}
+
 Isa probe() {
   constexpr unsigned ymm_saved = 0x06;   // SSE and AVX state
   constexpr unsigned zmm_saved = 0xe6;   // and opmask, upper ZMM halves, ZMM16 to ZMM31
@@ -33,7 +54,8 @@ Isa probe() {
   if (!has(saved, ymm_saved)) return Isa::baseline;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !has(b, bit_AVX2 | bit_BMI2)) return Isa::baseline;
   if (!has(saved, zmm_saved)) return Isa::avx2;
-  return has(b, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL) ? Isa::avx512 : Isa::avx2;
+  if (!has(b, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL)) return Isa::avx2;
+  return has_amx(saved) ? Isa::amx : Isa::avx512;
 }
 #else
 Isa probe() { return Isa::baseline; }
@@ -57,6 +79,7 @@ const char* name(Isa isa) {
     case Isa::baseline: return "baseline";
     case Isa::avx2: return "avx2";
     case Isa::avx512: return "avx512";
+    case Isa::amx: return "amx";
   }
   return "unknown";
 }

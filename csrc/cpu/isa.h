@@ -5,8 +5,8 @@
 namespace rnn_ext {
 
 // Worst first, so that a cap is a minimum.
-enum class Isa { baseline, avx2, avx512 };
-constexpr Isa all_isas[] = {Isa::baseline, Isa::avx2, Isa::avx512};
+enum class Isa { baseline, avx2, avx512, amx };
+constexpr Isa all_isas[] = {Isa::baseline, Isa::avx2, Isa::avx512, Isa::amx};
 
 const char* name(Isa isa);
 

@@ -21,5 +21,8 @@ const KernelTable& table();
 namespace isa_avx512 {
 const KernelTable& table();
 }
+namespace isa_amx {
+const KernelTable& table();
+}
 
 }  // namespace rnn_ext

@@ -22,20 +22,41 @@ namespace {
 #include "../cells/lstm.h"
 #include "../cells/gru.h"
 #include "product.h"
+#if defined(__AMX_BF16__)
+#include "amx.h"
+#endif
 #include "layer.h"
 #include "forward.h"
 #include "backward.h"
+
+// Calls act with the way to multiply that the plan asks for.
+template <class S, class Act>
+auto with_product([[maybe_unused]] const Plan& plan, Act act) {
+#if defined(__AMX_BF16__)
+  if constexpr (sizeof(S) <= sizeof(float))
+    if (plan.multiply == Multiply::amx) return act(AmxProduct<S>{});
+#endif
+  return act(FmaProduct<S>{});
+}
+
+template <template <class, class, class> class Loops, class Cell, class S, class Args>
+size_t workspace_bytes(const Args& args) {
+  return with_product<S>(args.plan, [&](auto product) -> size_t {
+    return Loops<Cell, S, decltype(product)>(args).workspace_bytes();
+  });
+}
+
+template <template <class, class, class> class Loops, class Cell, class S, class Args>
+void run(const Args& args, const Team& team) {
+  with_product<S>(args.plan, [&](auto product) { Loops<Cell, S, decltype(product)>(args).run(team); });
+}
 
 template <class Cell, int kGates, int kStates, int kTape, class S>
 constexpr Kernel kernel_of() {
   static_assert(Cell::gates == kGates && Cell::tape == kTape && (Cell::carry == Carry::cell) == (kStates == 2),
                 "the list of cells and the cell disagree");
-  return {
-      [](const ForwardArgs& args) { return Forward<Cell, S>(args).workspace_bytes(); },
-      [](const ForwardArgs& args, const Team& team) { Forward<Cell, S>(args).run(team); },
-      [](const BackwardArgs& args) { return Backward<Cell, S>(args).workspace_bytes(); },
-      [](const BackwardArgs& args, const Team& team) { Backward<Cell, S>(args).run(team); },
-  };
+  return {workspace_bytes<Forward, Cell, S, ForwardArgs>, run<Forward, Cell, S, ForwardArgs>,
+          workspace_bytes<Backward, Cell, S, BackwardArgs>, run<Backward, Cell, S, BackwardArgs>};
 }
 
 }  // namespace

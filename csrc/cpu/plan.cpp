@@ -1,6 +1,9 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <atomic>
+
+#include "isa.h"
 
 namespace rnn_ext {
 namespace {
@@ -11,6 +14,7 @@ constexpr double kFlopsForThreads = 2e6;      // whole call: less is done before
 constexpr double kFlopsForHiddenSplit = 6e4;  // one step: what a worker saves must exceed the barrier
 constexpr int64_t kSequencesPerWorker = 4;    // fewer make the products inefficient
 constexpr int64_t kUnpackedRows = 4;
+constexpr int64_t kTileSequences = 8, kTileUnits = 32;  // fewer leave tiles mostly empty
 constexpr int64_t kChunkBytes = 2 * 1024 * 1024;
 
 // Steps that make up about `rows` rows.
@@ -18,20 +22,33 @@ int64_t steps_for(const Sequences& seq, int64_t rows) {
   return std::clamp<int64_t>((rows + seq.B - 1) / std::max<int64_t>(seq.B, 1), 1, std::max<int64_t>(seq.T, 1));
 }
 
+std::atomic<Float32Product> chosen_product = Float32Product::automatic;
+
+Multiply multiply_for(const Sequences& seq, const Shape& shape, DType dtype, bool batch_invariant) {
+  if (active() < Isa::amx || dtype == DType::float64) return Multiply::fma;
+  if (dtype == DType::float32 && float32_product() != Float32Product::automatic)
+    return float32_product() == Float32Product::amx ? Multiply::amx : Multiply::fma;
+  const bool worth_it = seq.R >= kTileSequences * seq.T && shape.H >= kTileUnits;
+  return worth_it && !batch_invariant ? Multiply::amx : Multiply::fma;
+}
+
 }  // namespace
 
-Plan make_plan(const Sequences& seq, const Shape& shape, int gates, int element_bytes, int threads,
-               bool batch_invariant) {
+void set_float32_product(Float32Product product) { chosen_product = product; }
+Float32Product float32_product() { return chosen_product; }
+
+Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype, int threads, bool batch_invariant) {
   Plan plan;
+  plan.multiply = multiply_for(seq, shape, dtype, batch_invariant);
   // Chunks come before threads: their borders decide the order of sums in the gradients of the weights. Forward, a
   // chunk should be long enough that swapping W_ih for W_hh in the caches pays, and there should be several for the
   // pipeline. Backward, the gradients of the weights, read and written once per chunk, want a chunk no shorter than
   // they are wide.
-  const int64_t row_bytes = std::max<int64_t>(gates * shape.H * element_bytes, 1);
+  const int64_t row_bytes = std::max<int64_t>(gates * shape.H * (dtype == DType::float64 ? 8 : 4), 1);
   const int64_t forward_rows = std::clamp<int64_t>(kChunkBytes / row_bytes, 64, 1024);
   plan.forward_steps = steps_for(seq, std::min(forward_rows, std::max<int64_t>(seq.R / 8, 64)));
   plan.backward_steps = steps_for(seq, std::clamp<int64_t>(shape.H, 256, 1024));
-  plan.unpacked = !batch_invariant && seq.R <= kUnpackedRows;
+  plan.unpacked = !batch_invariant && plan.multiply == Multiply::fma && seq.R <= kUnpackedRows;
 
   const double step_flops = 2.0 * gates * shape.H * shape.H;  // of one sequence and direction
   const double flops = double(seq.R) * shape.L * shape.D * (step_flops + 2.0 * gates * shape.H * shape.I);

@@ -4,10 +4,15 @@
 
 namespace rnn_ext {
 
-// `gates` and `element_bytes` (of the compute type) as the cell and dtype have them. With `batch_invariant` the
+// How float32 products are computed: by multiply-add, on AMX tiles where the machine has them, or as the plan finds
+// better. For the whole process; starts as `automatic`.
+enum class Float32Product : int { automatic, fma, amx };
+void set_float32_product(Float32Product product);
+Float32Product float32_product();
+
+// With `batch_invariant` the
 // plan's arithmetic does not depend on the batch size: a sequence gives the same bits in any company.
-Plan make_plan(const Sequences& seq, const Shape& shape, int gates, int element_bytes, int threads,
-               bool batch_invariant);
+Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype, int threads, bool batch_invariant);
 
 const char* name(const Plan& plan);
 

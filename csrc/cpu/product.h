@@ -1,4 +1,5 @@
-// Matrix products on packed panels.
+// Matrix products on packed panels by multiply-add, and struct FmaProduct: what the time loops must know of a way to
+// multiply. amx.h has the other way.
 //
 // The order of every sum is fixed: k runs in blocks of kBlock; inside a block one chain of fma from zero, in the
 // order of k; the blocks are added to C one after the other. So an element of C depends on its own row of A and
@@ -21,6 +22,29 @@ constexpr int64_t padded_stride(int64_t n) {
   return stride * sizeof(T) % 1024 == 0 ? stride + 64 / int64_t(sizeof(T)) : stride;
 }
 
+// A left operand A[M, K], row by row. The time loops write it, and read it back, vector by vector.
+template <class T>
+struct Rows {
+  T* data;
+  int64_t ld;
+
+  static constexpr int64_t width(int64_t K) { return round_up(K, kLanes<T>); }
+  static int64_t bytes(int64_t rows, int64_t K) { return rows * padded_stride<T>(K) * int64_t(sizeof(T)); }
+  static Rows of(void* memory, int64_t K) { return {static_cast<T*>(memory), padded_stride<T>(K)}; }
+
+  Rows at(int64_t row, int64_t k = 0) const { return {data + row * ld + k, ld}; }
+  Vec<T> read(int64_t row, int64_t k) const { return load(data + row * ld + k); }
+  void write(int64_t row, int64_t k, Vec<T> v) const { store(data + row * ld + k, v); }
+};
+
+// The same, stored column by column: A[m, k] lies at data[k * ld + m].
+template <class T>
+struct TransposedRows {
+  T* data;
+  int64_t ld;
+  TransposedRows at(int64_t row) const { return {data + row, ld}; }
+};
+
 // B[K, N] as a row of panels, kPanelWidth columns each. Packed, a panel is contiguous, the last one only as wide as
 // its vectors and filled up with zeros. A matrix whose rows are whole vectors can also be used as it lies.
 template <class T>
@@ -35,7 +59,8 @@ struct Panels {
   int64_t columns(int64_t p) const { return smaller(kPanelWidth<T>, N - p * kPanelWidth<T>); }
   int64_t width(int64_t p) const { return round_up(columns(p), kLanes<T>); }
   int64_t row_stride(int64_t p) const { return packed ? width(p) : N; }
-  static int64_t elements(int64_t K, int64_t N) { return K * round_up(N, kPanelWidth<T>); }
+  static int64_t bytes(int64_t K, int64_t N) { return K * round_up(N, kPanelWidth<T>) * int64_t(sizeof(T)); }
+  static Panels of(void* memory, int64_t K, int64_t N) { return {static_cast<T*>(memory), K, N}; }
 };
 
 // B[k, n] = W[n, k]: the panels of a product with the transpose of W [N, K].
@@ -133,16 +158,15 @@ inline void tile_of_size(int64_t M, int64_t vectors, Args... args) {
   }
 }
 
-// C[M, columns of the panels] = or += A[M, K] B. C points at column 0 of B.
 template <bool kTransposedA, class T>
-void product(T* C, int64_t ldc, const T* A, int64_t lda, int64_t M, const Panels<T>& B, Range panels, Into into) {
+void panel_product(T* C, int64_t ldc, const T* A, int64_t lda, int64_t M, const Panels<T>& B, Range panels, Into into) {
   if (M <= 0) return;
   const int64_t tiles = (M + kTileRows - 1) / kTileRows;  // of nearly equal height
   if (B.K <= kFewTerms && tiles > 1) {  // C is most of the traffic: row by row
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t m = M * i / tiles;
-      product<kTransposedA>(C + m * ldc, ldc, kTransposedA ? A + m : A + m * lda, lda, M * (i + 1) / tiles - m, B, panels,
-                            into);
+      panel_product<kTransposedA>(C + m * ldc, ldc, kTransposedA ? A + m : A + m * lda, lda, M * (i + 1) / tiles - m, B,
+                                  panels, into);
     }
     return;
   }
@@ -169,6 +193,16 @@ void product(T* C, int64_t ldc, const T* A, int64_t lda, int64_t M, const Panels
     }
     p = last + 1;
   }
+}
+
+// C[M, columns of the panels] = or += A[M, K] B. C points at column 0 of B.
+template <class T>
+void product(T* C, int64_t ldc, Rows<T> A, int64_t M, const Panels<T>& B, Range panels, Into into) {
+  panel_product<false>(C, ldc, A.data, A.ld, M, B, panels, into);
+}
+template <class T>
+void product(T* C, int64_t ldc, TransposedRows<T> A, int64_t M, const Panels<T>& B, Range panels, Into into) {
+  panel_product<true>(C, ldc, A.data, A.ld, M, B, panels, into);
 }
 
 #if defined(__AVX512F__)
@@ -216,3 +250,23 @@ void dot_product(T* C, int64_t ldc, const T* A, int64_t lda, int64_t M, const S*
     }
   }
 }
+
+// A way to multiply, for storage type S: how states, gradients of gates and weights are kept as operands.
+template <class S>
+struct FmaProduct {
+  using T = Compute<S>;
+  using States = Rows<T>;             // h, and the input of a layer where it can't be used as it lies
+  using Gradients = Rows<T>;          // da
+  using Right = Panels<T>;            // weights; and input or states, as the right side of a weight gradient
+  using Transposed = TransposedRows<T>;  // da as the left side of a weight gradient
+  static constexpr bool kOnFloats = true;  // operands are plain numbers: they may be used where and as they lie
+  static constexpr int64_t kWidth = kPanelWidth<T>, kRowUnit = kTileRows, kSingle = kSinglePanels;
+  static constexpr int64_t kInputRows = int64_t(1) << 40;  // rows of an input that are made an operand at once
+  // Of a weight gradient: bytes of its right side that are packed at once, and rows of its left side at a time.
+  static constexpr int64_t kRightBytes = 0, kLeftRows = int64_t(1) << 40;
+
+  struct Use {};  // lives as long as a worker multiplies
+  static int64_t transposed_bytes(int64_t, int64_t) { return 0; }
+  static Transposed transposed(void*, Gradients da, int64_t) { return {da.data, da.ld}; }
+  static void transpose(Transposed, Gradients, int64_t, Range) {}
+};

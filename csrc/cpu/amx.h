@@ -1,0 +1,341 @@
+// Matrix products on AMX tiles, which multiply bfloat16 and accumulate in float32.
+//
+// A float32 number is exactly the sum of three bfloat16 numbers (8 bits each of its 24): high + middle + low. Of the
+// nine products of parts the six larger ones are summed, so that what is left out is below half a unit in the last
+// place of the largest term. A number that is stored as bfloat16 is its own high part, and a gradient beside such
+// numbers is kept in two parts.
+//
+// The order of every sum is fixed, as in product.h: one chain over k from zero for each element, then added to C.
+// Numbers below 2^-126, and parts of numbers below 2^-110, count as zero: so do the tiles. Where a result is not
+// finite, it is computed again number by number: a sum of parts cannot tell infinity from infinity minus infinity.
+
+constexpr int64_t kTile = 16;       // rows of a tile
+constexpr int64_t kTileDepth = 32;  // numbers per row of a tile, along k
+
+// Tile registers 0 to 3 hold results, 4 and 5 rows of A, 6 and 7 columns of B; each 16 rows of 64 bytes.
+struct TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+struct TileUse {
+  TileUse() {
+    alignas(64) static constexpr TileConfig config;
+    _tile_loadconfig(&config);
+  }
+  ~TileUse() { _tile_release(); }
+};
+
+inline __m512i upper_halves(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi32(int(0xffff0000))); }
+inline __m512i bits_of(VecF v) { return (__m512i)v; }
+inline __m512i widened(__m256i halves) { return _mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16); }
+
+// The parts of 16 numbers, each in the upper half of its lane. High is cut off, so that nothing rounds up to infinity;
+// the middle part is rounded, so that what is left has either sign.
+template <int kParts>
+inline void split(VecF v, __m512i (&part)[kParts]) {
+  part[0] = upper_halves(bits_of(v));
+  if constexpr (kParts > 1) {
+    const VecF rest = v - (VecF)part[0];
+    part[1] = widened((__m256i)_mm512_cvtneps_pbh((__m512)rest));
+    if constexpr (kParts > 2) part[2] = bits_of(rest - (VecF)part[1]);
+  }
+}
+
+template <int kParts>
+inline VecF joined(const __m512i (&part)[kParts]) {
+  VecF rest{};
+  for (int i = kParts - 1; i > 0; --i) rest = (VecF)part[i] + rest;
+  const __mmask16 finite = _mm512_cmpneq_epi32_mask(
+      _mm512_and_si512(part[0], _mm512_set1_epi32(0x7f800000)), _mm512_set1_epi32(0x7f800000));
+  return (VecF)_mm512_mask_add_ps((__m512)part[0], finite, (__m512)part[0], (__m512)rest);
+}
+
+// A left operand A[M, K] in parts, row by row; K is filled up with zeros to whole tiles by whoever fills the rows.
+// A tile may start at any row, so that any rows can be multiplied; up to kTile - 1 rows behind the last are read.
+template <int kParts>
+struct SplitRows {
+  uint16_t* data;
+  int64_t ld, part;  // distances of rows and of parts
+
+  static constexpr int64_t width(int64_t K) { return round_up(K, kTileDepth); }
+  // An odd number of cache lines, so that rows do not compete for the same sets of the cache.
+  static int64_t stride(int64_t K) { return (kParts * width(K) / 32 | 1) * 32; }
+  static int64_t bytes(int64_t rows, int64_t K) { return (rows + kTile - 1) * stride(K) * int64_t(sizeof(uint16_t)); }
+  static SplitRows of(void* memory, int64_t K) { return {static_cast<uint16_t*>(memory), stride(K), width(K)}; }
+
+  SplitRows at(int64_t row, int64_t k = 0) const { return {data + row * ld + k, ld, part}; }
+  VecF read(int64_t row, int64_t k) const {
+    __m512i parts[kParts];
+    for (int i = 0; i < kParts; ++i)
+      parts[i] = widened(_mm256_loadu_si256((const __m256i*)(data + row * ld + i * part + k)));
+    return joined<kParts>(parts);
+  }
+  void write(int64_t row, int64_t k, VecF v) const {
+    uint16_t* p = data + row * ld + k;
+    __m512i parts[kParts];
+    split<kParts>(v, parts);
+    for (int i = 0; i < kParts; ++i)
+      _mm256_storeu_si256((__m256i*)(p + i * part), _mm512_cvtepi32_epi16(_mm512_srli_epi32(parts[i], 16)));
+  }
+};
+
+// A right operand B[K, N] in tiles: for each panel of 32 columns and each 32 rows, part by part, two tiles. A tile has
+// a row for each pair of k, in which the pair of every column lies together.
+template <int kParts>
+struct TilePanels {
+  static constexpr int64_t kWidth = 2 * kTile, kTileSize = kTile * kTileDepth;
+  uint16_t* data;
+  int64_t K, N;
+
+  static int64_t depth(int64_t K) { return (K + kTileDepth - 1) / kTileDepth; }
+  static int64_t panel_elements(int64_t K) { return depth(K) * kParts * 2 * kTileSize; }
+  static int64_t bytes(int64_t K, int64_t N) {
+    return (N + kWidth - 1) / kWidth * panel_elements(K) * int64_t(sizeof(uint16_t));
+  }
+  static TilePanels of(void* memory, int64_t K, int64_t N) { return {static_cast<uint16_t*>(memory), K, N}; }
+  int64_t count() const { return (N + kWidth - 1) / kWidth; }
+  int64_t columns(int64_t p) const { return smaller(kWidth, N - p * kWidth); }
+  uint16_t* tile(int64_t p, int64_t block, int part, int64_t side) const {
+    return data + p * panel_elements(K) + ((block * kParts + part) * 2 + side) * kTileSize;
+  }
+};
+
+// Transposes 16 x 16 lanes.
+inline void transpose(__m512i (&r)[16]) {
+  __m512i t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+
+// Pairs of numbers: the parts of `even` in the lower halves of the lanes, those of `odd` in the upper ones.
+template <int kParts>
+inline void split_pairs(VecF even, VecF odd, __m512i (&pairs)[kParts]) {
+  __m512i low[kParts], high[kParts];
+  split<kParts>(even, low);
+  split<kParts>(odd, high);
+  for (int i = 0; i < kParts; ++i) pairs[i] = _mm512_or_si512(_mm512_srli_epi32(low[i], 16), upper_halves(high[i]));
+}
+
+// B[k, n] = row(k)[n].
+template <int kParts, class Row>
+void pack_rows(const TilePanels<kParts>& B, Row row, Range panels) {
+  for (int64_t p = panels.begin; p < panels.end; ++p)
+    for (int64_t block = 0; block < B.depth(B.K); ++block)
+      for (int64_t side = 0; side < 2; ++side) {
+        const int64_t columns = B.columns(p) - side * kTile, n = p * B.kWidth + side * kTile;
+        for (int64_t r = 0; r < kTile; ++r) {
+          const int64_t k = block * kTileDepth + 2 * r;
+          const VecF even = columns > 0 && k < B.K ? row(k, n, columns) : VecF{};
+          const VecF odd = columns > 0 && k + 1 < B.K ? row(k + 1, n, columns) : VecF{};
+          __m512i pairs[kParts];
+          split_pairs<kParts>(even, odd, pairs);
+          for (int i = 0; i < kParts; ++i)
+            _mm512_storeu_si512(B.tile(p, block, i, side) + r * kTileDepth, pairs[i]);
+        }
+      }
+}
+
+// B[k, n] = W[n, k].
+template <int kParts, class S>
+void pack_transposed(const TilePanels<kParts>& B, const S* W, int64_t ldw, Range panels) {
+  const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odds = _mm512_add_epi32(evens, _mm512_set1_epi32(1));
+  for (int64_t p = panels.begin; p < panels.end; ++p)
+    for (int64_t block = 0; block < B.depth(B.K); ++block)
+      for (int64_t side = 0; side < 2; ++side) {
+        const int64_t columns = B.columns(p) - side * kTile, k = block * kTileDepth;
+        __m512i lines[kParts][16];
+        for (int64_t r = 0; r < kTile; ++r) {
+          VecF first{}, second{};
+          if (r < columns) {
+            const S* w = W + (p * B.kWidth + side * kTile + r) * ldw + k;
+            first = load(w, B.K - k);
+            if (k + 16 < B.K) second = load(w + 16, B.K - k - 16);
+          }
+          __m512i pairs[kParts];
+          split_pairs<kParts>((VecF)_mm512_permutex2var_ps((__m512)first, evens, (__m512)second),
+                              (VecF)_mm512_permutex2var_ps((__m512)first, odds, (__m512)second), pairs);
+          for (int i = 0; i < kParts; ++i) lines[i][r] = pairs[i];
+        }
+        for (int i = 0; i < kParts; ++i) {
+          transpose(lines[i]);
+          for (int r = 0; r < kTile; ++r)
+            _mm512_storeu_si512(B.tile(p, block, i, side) + r * kTileDepth, lines[i][r]);
+        }
+      }
+}
+
+// out[m, k] = rows[k, m] for K rows and the columns `units`, in whole tiles; the rows behind K count as zeros.
+template <int kParts>
+void transpose_rows(const SplitRows<kParts>& out, const SplitRows<kParts>& rows, int64_t K, Range units) {
+  const __m512i interleave = _mm512_setr_epi32(0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005, 0x160006,
+                                               0x170007, 0x180008, 0x190009, 0x1a000a, 0x1b000b, 0x1c000c, 0x1d000d,
+                                               0x1e000e, 0x1f000f);
+  for (int64_t m = units.begin; m < units.end; m += kTile)
+    for (int64_t k = 0; k < K; k += kTileDepth)
+      for (int i = 0; i < kParts; ++i) {
+        __m512i lines[16];
+        for (int64_t r = 0; r < kTile; ++r) {
+          const auto half = [&](int64_t row) {
+            const uint16_t* p = rows.data + row * rows.ld + i * rows.part + m;
+            return row < K ? _mm256_loadu_si256((const __m256i*)p) : _mm256_setzero_si256();
+          };
+          const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(half(k + 2 * r)), half(k + 2 * r + 1), 1);
+          lines[r] = _mm512_permutexvar_epi16(interleave, both);
+        }
+        transpose(lines);
+        for (int64_t r = 0; r < kTile; ++r)
+          _mm512_storeu_si512(out.data + (m + r) * out.ld + i * out.part + k, lines[r]);
+      }
+}
+
+// sum[32, 32] = A B for one panel and up to 32 rows, two tiles by two (or one by two).
+template <int PA, int PB, bool kTwo>
+inline void tile_product(const SplitRows<PA>& A, const uint16_t* b, int64_t depth, float* sum) {
+  constexpr int64_t kTileSize = kTile * kTileDepth;
+  const int64_t stride = A.ld * 2;
+  const uint16_t *a0 = A.data, *a1 = A.data + kTile * A.ld;
+  const auto rows = [&](int part) {
+    _tile_loadd(4, a0 + part * A.part, stride);
+    if constexpr (kTwo) _tile_loadd(5, a1 + part * A.part, stride);
+  };
+  const auto columns = [&](int part) {
+    _tile_loadd(6, b + (2 * part) * kTileSize, 64);
+    _tile_loadd(7, b + (2 * part + 1) * kTileSize, 64);
+  };
+  const auto multiply = [] {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (kTwo) {
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  };
+  asm volatile("" ::: "memory");  // GCC does not know that the tile loads read memory
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t block = 0; block < depth; ++block) {
+    if constexpr (PA == 3 && PB == 3) {  // an order in which most tiles that a product needs are already there
+      rows(2), columns(0), multiply();
+      rows(1), multiply();
+      columns(1), multiply();
+      rows(0), multiply();
+      columns(0), multiply();
+      columns(2), multiply();
+    } else {
+      static_assert(PB == 1);
+      columns(0);
+      for (int i = PA - 1; i >= 0; --i) rows(i), multiply();
+    }
+    a0 += kTileDepth, a1 += kTileDepth, b += PB * 2 * kTileSize;
+  }
+  _tile_stored(0, sum, 128);
+  _tile_stored(1, sum + kTile, 128);
+  if constexpr (kTwo) {
+    _tile_stored(2, sum + kTile * 32, 128);
+    _tile_stored(3, sum + kTile * 33, 128);
+  }
+}
+
+// The same for one row, number by number.
+template <int PA, int PB>
+__attribute__((noinline)) void row_product(const SplitRows<PA>& A, const TilePanels<PB>& B, int64_t p, float* sum) {
+  for (int64_t side = 0; side < 2; ++side) {
+    VecF s{};
+    for (int64_t k = 0; k < B.K; k += 16) {
+      float a[16];
+      store(a, A.read(0, k));
+      for (int64_t i = 0; i < smaller(16, B.K - k); ++i) {
+        const int64_t block = (k + i) / kTileDepth, r = (k + i) % kTileDepth;
+        __m512i parts[PB];
+        for (int part = 0; part < PB; ++part) {
+          const __m512i pairs = _mm512_loadu_si512(B.tile(p, block, part, side) + r / 2 * kTileDepth);
+          parts[part] = r % 2 ? upper_halves(pairs) : _mm512_slli_epi32(pairs, 16);
+        }
+        s = fma(splat<float>(a[i]), joined<PB>(parts), s);
+      }
+    }
+    store(sum + side * kTile, s);
+  }
+}
+
+// C[M, columns of the panels] = or += A[M, K] B. C points at column 0 of B.
+template <int PA, int PB>
+void product(float* C, int64_t ldc, const SplitRows<PA>& A, int64_t M, const TilePanels<PB>& B, Range panels, Into into) {
+  alignas(64) float sum[32 * 32];
+  for (int64_t p = panels.begin; p < panels.end; ++p) {
+    const int64_t columns = B.columns(p);
+    for (int64_t m = 0; m < M; m += 32) {
+      const int64_t rows = smaller(32, M - m);
+      if (rows > kTile)
+        tile_product<PA, PB, true>(A.at(m), B.tile(p, 0, 0, 0), B.depth(B.K), sum);
+      else
+        tile_product<PA, PB, false>(A.at(m), B.tile(p, 0, 0, 0), B.depth(B.K), sum);
+      float* c = C + m * ldc + p * B.kWidth;
+      for (int64_t r = 0; r < rows; ++r, c += ldc) {
+        VecF first = load(sum + r * 32), second = load(sum + r * 32 + 16);
+        const VecF check = (first - first) + (second - second);
+        if (_mm512_cmp_ps_mask((__m512)check, (__m512)check, _CMP_UNORD_Q)) {
+          row_product(A.at(m + r), B, p, sum + r * 32);
+          first = load(sum + r * 32), second = load(sum + r * 32 + 16);
+        }
+        if (columns == 32 && into == Into::add) {
+          store(c, load(c) + first);
+          store(c + 16, load(c + 16) + second);
+        } else {
+          store(c, into == Into::add ? load(c, columns) + first : first, columns);
+          if (columns > 16) store(c + 16, into == Into::add ? load(c + 16, columns - 16) + second : second, columns - 16);
+        }
+      }
+    }
+  }
+}
+
+// See FmaProduct. bfloat16 states and weights are their own high parts; gradients beside them keep 16 bits.
+template <class S>
+struct AmxProduct {
+  static constexpr int kParts = sizeof(S) == 4 ? 3 : 1;
+  using T = float;
+  using States = SplitRows<kParts>;
+  using Gradients = SplitRows<kParts == 3 ? 3 : 2>;
+  using Right = TilePanels<kParts>;
+  using Transposed = Gradients;
+  static constexpr bool kOnFloats = false;
+  static constexpr int64_t kWidth = Right::kWidth, kRowUnit = 2 * kTile, kSingle = 1;
+  static constexpr int64_t kInputRows = 128;  // few enough to stay in a core's cache beside the weights
+  static constexpr int64_t kRightBytes = 1024 * 1024, kLeftRows = 2 * kTile;
+
+  using Use = TileUse;
+  static int64_t transposed_bytes(int64_t units, int64_t rows) { return Transposed::bytes(units, rows); }
+  static Transposed transposed(void* memory, Gradients, int64_t rows) { return Transposed::of(memory, rows); }
+  static void transpose(Transposed out, Gradients da, int64_t rows, Range units) {
+    transpose_rows(out, da, rows, units);
+  }
+};
