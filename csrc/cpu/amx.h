@@ -60,8 +60,8 @@ struct SplitRows {
 
   static constexpr int64_t width(int64_t K) { return round_up(K, kTileDepth); }
   // An odd number of cache lines, so that rows do not compete for the same sets of the cache.
-  static int64_t stride(int64_t K) { return (kParts * width(K) / 32 | 1) * 32; }
-  static int64_t bytes(int64_t rows, int64_t K) { return (rows + kTile - 1) * stride(K) * int64_t(sizeof(uint16_t)); }
+  static constexpr int64_t stride(int64_t K) { return (kParts * width(K) / 32 | 1) * 32; }
+  static constexpr int64_t bytes(int64_t rows, int64_t K) { return (rows + kTile - 1) * stride(K) * int64_t(sizeof(uint16_t)); }
   static SplitRows of(void* memory, int64_t K) { return {static_cast<uint16_t*>(memory), stride(K), width(K)}; }
 
   SplitRows at(int64_t row, int64_t k = 0) const { return {data + row * ld + k, ld, part}; }
@@ -88,9 +88,9 @@ struct TilePanels {
   uint16_t* data;
   int64_t K, N;
 
-  static int64_t depth(int64_t K) { return (K + kTileDepth - 1) / kTileDepth; }
-  static int64_t panel_elements(int64_t K) { return depth(K) * kParts * 2 * kTileSize; }
-  static int64_t bytes(int64_t K, int64_t N) {
+  static constexpr int64_t depth(int64_t K) { return (K + kTileDepth - 1) / kTileDepth; }
+  static constexpr int64_t panel_elements(int64_t K) { return depth(K) * kParts * 2 * kTileSize; }
+  static constexpr int64_t bytes(int64_t K, int64_t N) {
     return (N + kWidth - 1) / kWidth * panel_elements(K) * int64_t(sizeof(uint16_t));
   }
   static TilePanels of(void* memory, int64_t K, int64_t N) { return {static_cast<uint16_t*>(memory), K, N}; }
@@ -100,37 +100,6 @@ struct TilePanels {
     return data + p * panel_elements(K) + ((block * kParts + part) * 2 + side) * kTileSize;
   }
 };
-
-// Transposes 16 x 16 lanes.
-inline void transpose(__m512i (&r)[16]) {
-  __m512i t[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-  }
-}
 
 // Pairs of numbers: the parts of `even` in the lower halves of the lanes, those of `odd` in the upper ones.
 template <int kParts>

@@ -61,6 +61,21 @@ constexpr Kernel kernel_of() {
 
 }  // namespace
 
+#if defined(__AMX_BF16__)
+double amx_loop(long rounds) {
+  constexpr int64_t M = 32, N = 256;
+  alignas(64) static uint16_t rows[SplitRows<3>::bytes(M, N) / 2 + TilePanels<3>::bytes(N, N) / 2];  // zeros
+  const TileUse use;
+  const auto A = SplitRows<3>::of(rows, N);
+  const auto B = TilePanels<3>::of(rows + SplitRows<3>::bytes(M, N) / 2, N, N);
+  alignas(64) float C[M * N];
+  for (long round = 0; round < rounds; ++round) product(C, N, A, M, B, Range{0, B.count()}, Into::assign);
+  volatile float sink = C[0];
+  (void)sink;
+  return 2. * M * N * N * double(rounds);
+}
+#endif
+
 const KernelTable& table() {
   static constexpr KernelTable all = {
       {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 
 #include "isa.h"
 
@@ -26,7 +27,7 @@ std::atomic<Float32Product> chosen_product = Float32Product::automatic;
 
 Multiply multiply_for(const Sequences& seq, const Shape& shape, DType dtype, bool batch_invariant) {
   if (active() < Isa::amx || dtype == DType::float64) return Multiply::fma;
-  if (dtype == DType::float32 && float32_product() != Float32Product::automatic)
+  if (float32_product() != Float32Product::automatic)
     return float32_product() == Float32Product::amx ? Multiply::amx : Multiply::fma;
   const bool worth_it = seq.R >= kTileSequences * seq.T && shape.H >= kTileUnits;
   return worth_it && !batch_invariant ? Multiply::amx : Multiply::fma;
@@ -47,7 +48,8 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   const int64_t row_bytes = std::max<int64_t>(gates * shape.H * (dtype == DType::float64 ? 8 : 4), 1);
   const int64_t forward_rows = std::clamp<int64_t>(kChunkBytes / row_bytes, 64, 1024);
   plan.forward_steps = steps_for(seq, std::min(forward_rows, std::max<int64_t>(seq.R / 8, 64)));
-  plan.backward_steps = steps_for(seq, std::clamp<int64_t>(shape.H, 256, 1024));
+  plan.backward_steps = steps_for(seq, getenv("TUNE_BWD") ? atoi(getenv("TUNE_BWD")) : std::clamp<int64_t>(shape.H, 256, 1024));
+  if (getenv("TUNE_FWD")) plan.forward_steps = steps_for(seq, atoi(getenv("TUNE_FWD")));
   plan.unpacked = !batch_invariant && plan.multiply == Multiply::fma && seq.R <= kUnpackedRows;
 
   const double step_flops = 2.0 * gates * shape.H * shape.H;  // of one sequence and direction
@@ -61,6 +63,7 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
     plan.split = Split::batch;
   else if (seq.B * step_flops >= kFlopsForHiddenSplit * workers && shape.H >= 64 * workers)
     plan.split = Split::hidden;
+  if (getenv("TUNE_SPLIT")) plan.split = Split(atoi(getenv("TUNE_SPLIT")));
   return plan;
 }
 

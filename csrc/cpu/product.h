@@ -70,7 +70,18 @@ void pack_transposed(const Panels<T>& B, const S* W, int64_t ldw, Range panels) 
     const int64_t width = B.width(p), columns = B.columns(p);
     T* out = B.panel(p);
     const S* rows = W + p * kPanelWidth<T> * ldw;
-    for (int64_t k0 = 0; k0 < B.K; k0 += 16) {
+    int64_t k0 = 0;
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4)
+      for (; k0 + 16 <= B.K; k0 += 16)
+        for (int64_t n0 = 0; n0 < width; n0 += 16) {
+          __m512i square[16] = {};
+          for (int64_t n = 0; n < smaller(16, columns - n0); ++n) square[n] = (__m512i)load(rows + (n0 + n) * ldw + k0);
+          transpose(square);
+          for (int64_t k = 0; k < 16; ++k) store(out + (k0 + k) * width + n0, (Vec<T>)square[k]);
+        }
+#endif
+    for (; k0 < B.K; k0 += 16) {
       const int64_t k1 = smaller(k0 + 16, B.K);
       for (int64_t n = 0; n < columns; ++n)
         for (int64_t k = k0; k < k1; ++k) out[k * width + n] = widen(rows[n * ldw + k]);

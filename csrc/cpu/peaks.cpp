@@ -1,4 +1,4 @@
-#include "fma_peak.h"
+#include "peaks.h"
 
 #include <barrier>
 #include <chrono>
@@ -12,7 +12,7 @@ namespace rnn_ext {
 namespace isa_baseline { double fma_loop(long rounds); }
 namespace isa_avx2 { double fma_loop(long rounds); }
 namespace isa_avx512 { double fma_loop(long rounds); }
-namespace isa_amx { double fma_loop(long rounds); }
+namespace isa_amx { double fma_loop(long rounds); double amx_loop(long rounds); }
 
 namespace {
 
@@ -26,9 +26,8 @@ Loop best_loop() {
   return isa_baseline::fma_loop;
 }
 
-double rate(Loop loop, double seconds) {
+double rate(Loop loop, long rounds, double seconds) {
   using Clock = std::chrono::steady_clock;
-  constexpr long rounds = 100000;  // well under a millisecond, so that the clock costs nothing and is not overrun
   const auto start = Clock::now();
   double operations = 0, elapsed = 0;
   while (elapsed < seconds) {
@@ -38,19 +37,31 @@ double rate(Loop loop, double seconds) {
   return operations / elapsed / 1e9;
 }
 
-}  // namespace
-
-double fma_peak(double seconds, int threads) {
+// Of `threads` threads that run at the same time. One round-trip through the loop should take well under a
+// millisecond, so that the clock costs nothing and is not overrun.
+double summed_rate(Loop loop, long rounds, double seconds, int threads) {
   std::vector<double> rates(threads);
   std::barrier together(threads);
   std::vector<std::jthread> team;
   for (double& one : rates)
-    team.emplace_back([&, loop = best_loop()] {
+    team.emplace_back([&] {
       together.arrive_and_wait();
-      one = rate(loop, seconds);
+      one = rate(loop, rounds, seconds);
     });
   team.clear();  // joins
   return std::reduce(rates.begin(), rates.end());
+}
+
+}  // namespace
+
+double fma_peak(double seconds, int threads) { return summed_rate(best_loop(), 100000, seconds, threads); }
+
+double amx_rate(double seconds, int threads) {
+#if defined(__x86_64__)
+  if (detect() >= Isa::amx) return summed_rate(isa_amx::amx_loop, 20, seconds, threads);
+#endif
+  (void)seconds, (void)threads;
+  return 0;
 }
 
 }  // namespace rnn_ext
