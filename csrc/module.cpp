@@ -51,14 +51,15 @@ int checked_cell(const std::string& mode) {
   return cell;
 }
 
-py::tuple plan(const std::string& mode, int64_t T, int64_t B, int64_t R, int64_t I, int64_t H, int64_t L, int64_t D,
-               bool float64, int threads, bool batch_invariant) {
+py::tuple plan(const std::string& mode, int64_t T, int64_t B, int64_t R, int64_t I, int64_t H, int64_t proj_size,
+               int64_t L, int64_t D, bool float64, int threads, bool batch_invariant) {
   const int cell = checked_cell(mode);
   Sequences seq;
   seq.T = T;
   seq.B = B;
   seq.R = R;
-  const Plan p = make_plan(seq, Shape{I, H, L, D, true}, cell_facts[cell].gates, float64 ? 8 : 4, threads, batch_invariant);
+  const Shape shape{I, H, proj_size > 0 ? proj_size : H, L, D, true, proj_size > 0};
+  const Plan p = make_plan(seq, shape, cell_facts[cell].gates, float64 ? 8 : 4, threads, batch_invariant);
   return py::make_tuple(name(p), p.threads);
 }
 
@@ -76,9 +77,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("available_isas", &available_isas, "Instruction sets that this machine can run, worst first.");
   m.def("tape", [](const std::string& mode) { return cell_facts[checked_cell(mode)].tape; }, py::arg("mode"),
         "How many numbers per hidden unit and step the cell keeps for backward. Raises ValueError for an unknown mode.");
-  m.def("plan", &plan, py::arg("mode"), py::arg("T"), py::arg("B"), py::arg("rows"), py::arg("I"), py::arg("H"), py::arg("L"),
-        py::arg("D"), py::arg("float64"), py::arg("threads"), py::arg("batch_invariant"),
-        "(name, threads) of the plan that a call of this shape takes. Raises ValueError for an unknown mode.");
+  m.def("plan", &plan, py::arg("mode"), py::arg("T"), py::arg("B"), py::arg("rows"), py::arg("I"), py::arg("H"),
+        py::arg("proj_size"), py::arg("L"), py::arg("D"), py::arg("float64"), py::arg("threads"),
+        py::arg("batch_invariant"),
+        "(name, threads) of the plan that a call of this shape takes; proj_size is 0 without a projection. "
+        "Raises ValueError for an unknown mode.");
   m.def("fma_peak", &checked_fma_peak, py::arg("seconds"), py::arg("threads"),
         "Float32 multiply-add rate of the machine in GFLOP/s, summed over `threads` threads running for `seconds`. "
         "Raises ValueError unless seconds > 0 and threads >= 1.");

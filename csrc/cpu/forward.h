@@ -1,7 +1,7 @@
 // Forward of a whole stack, run by every worker of the team at once.
 //
 // Per layer: pack the weights; then chunk by chunk  a = W_ih x_t + b_ih + b_hh  for all steps of the chunk as one
-// product, and step by step  a += W_hh h_{t-1},  h_t = cell(a).
+// product, and step by step  a += W_hh h_{t-1},  h_t = cell(a), with a projection  h_t = W_hr cell(a).
 
 template <class Cell, class S>
 class Forward {
@@ -14,31 +14,37 @@ class Forward {
   struct Direction {
     T* W_ih;     // panels of W_ih^T, gate by gate
     T* W_hh;     // panels of W_hh^T, gate by gate
+    T* W_hr;     // panels of W_hr^T
     T* bias;     // [C, Hp]
     T* a[2];     // [rows of a chunk, C, Hp]: pre-activations, of this chunk and of the next one
-    T* h[2];     // [B, Hp]: states before and after a step
+    T* h[2];     // [B, Pp]: states before and after a step
     T* c;        // [B, Hp]: cell state
+    T* out;      // [B, Hp]: output of the cell before the projection
     T* input;    // [workers, rows of a chunk, I]: the input where it does not lie as the product needs it
     const S** rows;  // [workers, rows of a chunk]
   };
 
  public:
-  explicit Forward(const ForwardArgs& args) : args(args), H(args.shape.H), Hp(round_up(H, kLane)) {
+  explicit Forward(const ForwardArgs& args) : args(args), H(args.shape.H), P(args.shape.P), Hp(round_up(H, kLane)) {
     const Shape& s = args.shape;
-    const int64_t widest = s.L > 1 && s.D * H > s.I ? s.D * H : s.I;
+    const int64_t widest = s.L > 1 && s.D * P > s.I ? s.D * P : s.I;
     chunk_rows = smaller(args.plan.forward_steps, args.seq.T) * args.seq.B;
     lda = padded_stride<T>(C * Hp);
-    ldh = padded_stride<T>(Hp);
+    ldh = padded_stride<T>(round_up(P, kLane));
+    ldc = padded_stride<T>(Hp);
     ldi = padded_stride<T>(widest);
+    past_caches = args.seq.R * s.D * P * int64_t(sizeof(S)) > kStreamBytes;
     Workspace w{static_cast<char*>(args.workspace)};
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];
       z.W_ih = args.plan.unpacked ? nullptr : w.take<T>(G * Panels<T>::elements(widest, H));
-      z.W_hh = args.plan.unpacked ? nullptr : w.take<T>(G * Panels<T>::elements(H, H));
+      z.W_hh = args.plan.unpacked ? nullptr : w.take<T>(G * Panels<T>::elements(P, H));
+      z.W_hr = args.plan.unpacked || !s.projected ? nullptr : w.take<T>(Panels<T>::elements(H, P));
       z.bias = w.take<T>(C * Hp);
       for (T*& a : z.a) a = w.take<T>(chunk_rows * lda);
       for (T*& h : z.h) h = w.take<T>(args.seq.B * ldh);
-      z.c = w.take<T>(kHasCell ? args.seq.B * ldh : 0);
+      z.c = w.take<T>(kHasCell ? args.seq.B * ldc : 0);
+      z.out = w.take<T>(s.projected ? args.seq.B * ldc : 0);
       z.input = w.take<T>(args.plan.threads * chunk_rows * ldi);
       z.rows = w.take<const S*>(args.plan.threads * chunk_rows);
     }
@@ -73,11 +79,12 @@ class Forward {
     const int64_t K = layer.inputs();
     return {direction[d].W_ih + g * Panels<T>::elements(K, H), K, H};
   }
-  Panels<T> W_hh(int64_t d, int g) const { return {direction[d].W_hh + g * Panels<T>::elements(H, H), H, H}; }
+  Panels<T> W_hh(int64_t d, int g) const { return {direction[d].W_hh + g * Panels<T>::elements(P, H), P, H}; }
+  Panels<T> W_hr(int64_t d) const { return {direction[d].W_hr, H, P}; }
 
-  S* output(int64_t l) const {  // [R, D*H]
+  S* output(int64_t l) const {  // [R, D*P]
     if (l == args.shape.L - 1) return static_cast<S*>(args.y);
-    return static_cast<S*>(args.hidden) + l % args.hidden_slots * args.seq.R * args.shape.D * H;
+    return static_cast<S*>(args.hidden) + l % args.hidden_slots * args.seq.R * args.shape.D * P;
   }
 
   void pack(const L& layer, int64_t d, const Team& team) {
@@ -96,15 +103,16 @@ class Forward {
     for (int g = 0; g < G; ++g) {
       const Panels<T> ih = W_ih(layer, d, g), hh = W_hh(d, g);
       pack_transposed(ih, static_cast<const S*>(w.W_ih) + g * H * ih.K, ih.K, team.part(ih.count()));
-      pack_transposed(hh, static_cast<const S*>(w.W_hh) + g * H * H, H, team.part(hh.count()));
+      pack_transposed(hh, static_cast<const S*>(w.W_hh) + g * H * P, P, team.part(hh.count()));
     }
+    if (w.W_hr) pack_transposed(W_hr(d), static_cast<const S*>(w.W_hr), H, team.part(panel_count<T>(P)));
   }
 
   // a = W_ih x + b for the rows of a chunk.
   void project(const L& layer, Chunk c, const Team& team) {
     for (int64_t d = 0; d < args.shape.D; ++d) {
       const Direction& z = direction[d];
-      const Range all = layer.rows(d, c), panels{0, (H + kPanelWidth<T> - 1) / kPanelWidth<T>};
+      const Range all = layer.rows(d, c), panels{0, panel_count<T>(H)};
       const bool by_unit = args.plan.split == Split::hidden;  // a worker then keeps its part of W_ih in its own cache
       const Range mine = by_unit ? Range{0, all.size()} : team.part(all.size(), kTileRows);
       const Range units = by_unit ? team.part(panels.end) : panels;
@@ -154,7 +162,7 @@ class Forward {
 
   void loop(const L& layer, int64_t d, Chunk c, const Team& team) {
     const Direction& z = direction[d];
-    const int64_t panels = (H + kPanelWidth<T> - 1) / kPanelWidth<T>;
+    const int64_t panels = panel_count<T>(H);
     const bool by_unit = args.plan.split == Split::hidden;
     const Range sequences = by_unit ? Range{0, args.seq.B} : team.part(args.seq.B);
     const Range mine = by_unit ? team.part(panels) : Range{0, panels};
@@ -167,7 +175,9 @@ class Forward {
       const int64_t row = layer.first_row(d, s);
       const int64_t active = layer.active(d, s), next = layer.active(d, s + 1);
       T* a = z.a[c.index % 2] + (row - first) * lda;
-      step(layer, d, row, a, z.h[s % 2], z.h[(s + 1) % 2], {sequences.begin, smaller(sequences.end, active)}, mine);
+      const Range rows{sequences.begin, smaller(sequences.end, active)};
+      step(layer, d, row, a, z.h[s % 2], z.h[(s + 1) % 2], rows, mine);
+      if (args.shape.projected) step_projection(layer, d, row, z.h[(s + 1) % 2], rows);
       finish(layer, d, {next, active}, z.h[(s + 1) % 2], sequences, mine);
       begin(layer, d, {active, next}, z.h[(s + 1) % 2], sequences, mine);
       if (by_unit) team.wait();
@@ -180,8 +190,8 @@ class Forward {
     if (rows.size() <= 0) return;
     const Direction& z = direction[d];
     const int64_t ldy = layer.outputs();
-    S* y = output(layer.l) + row * ldy + d * H;
-    const bool past_caches = args.seq.R * ldy * int64_t(sizeof(S)) > kStreamBytes;
+    S* y = output(layer.l) + row * ldy + d * P;
+    const bool projected = args.shape.projected;
     const int64_t together = rows.size() == 1 ? kSinglePanels : 1;
     for (int64_t p = panels.begin; p < panels.end; p += together) {
       const Range group{p, smaller(p + together, panels.end)};
@@ -190,64 +200,99 @@ class Forward {
         T* sum = a + rows.begin * lda + Cell::hidden_column(g) * Hp;
         if (args.plan.unpacked)
           dot_product(sum, lda, h + rows.begin * ldh, ldh, rows.size(),
-                      static_cast<const S*>(layer.weights(d).W_hh) + g * H * H, H, H, Range{begin, end});
+                      static_cast<const S*>(layer.weights(d).W_hh) + g * H * P, P, P, Range{begin, end});
         else
           product<false>(sum, lda, h + rows.begin * ldh, ldh, rows.size(), W_hh(d, g), group, Into::add);
       }
       for (int64_t b = rows.begin; b < rows.end; ++b) {
-        S* tape = layer.tape(static_cast<S*>(args.tape), d, row + b, Cell::tape);
+        S* tape = layer.tape(static_cast<S*>(args.tape), d, row + b, Cell::tape + projected);
         for (int64_t j = begin; j < end; j += kLane) {
-          Vec<T> in[C], kept[Cell::tape + 1], c{};
+          Vec<T> in[C], kept[Cell::tape + 1], h_before{}, c{};
           for (int i = 0; i < C; ++i) in[i] = load(a + b * lda + i * Hp + j);
-          if constexpr (kHasCell) c = load(z.c + b * ldh + j);
-          const Vec<T> out = as_stored<S>(Cell::forward(in, load(h + b * ldh + j), c, kept));
-          if constexpr (kHasCell) store(z.c + b * ldh + j, c);
-          store(h_next + b * ldh + j, out);
+          if constexpr (kHasCell) c = load(z.c + b * ldc + j);
+          if constexpr (Cell::carry == Carry::hidden) h_before = load(h + b * ldh + j);
+          const Vec<T> out = Cell::forward(in, h_before, c, kept);
+          if constexpr (kHasCell) store(z.c + b * ldc + j, c);
+          if (projected)
+            store(z.out + b * ldc + j, out);
+          else
+            put(h_next + b * ldh + j, y + b * ldy + j, out, H - j);
           if (past_caches) {
-            stream(y + b * ldy + j, out, H - j);
             for (int i = 0; tape && i < Cell::tape; ++i) stream(tape + i * H + j, kept[i], H - j);
+            if (tape && projected) stream(tape + Cell::tape * H + j, out, H - j);
           } else {
-            store(y + b * ldy + j, out, H - j);
             for (int i = 0; tape && i < Cell::tape; ++i) store(tape + i * H + j, kept[i], H - j);
+            if (tape && projected) store(tape + Cell::tape * H + j, out, H - j);
           }
         }
       }
     }
   }
 
+  // h_t = W_hr out of the same sequences.
+  void step_projection(const L& layer, int64_t d, int64_t row, T* h, Range rows) {
+    const T* out = direction[d].out + rows.begin * ldc;
+    T* h_rows = h + rows.begin * ldh;
+    if (args.plan.unpacked) {
+      for (int64_t b = 0; b < rows.size(); ++b)
+        for (int64_t j = 0; j < P; ++j) h_rows[b * ldh + j] = 0;
+      dot_product(h_rows, ldh, out, ldc, rows.size(), static_cast<const S*>(layer.weights(d).W_hr), H, H, Range{0, P});
+    } else {
+      product<false>(h_rows, ldh, out, ldc, rows.size(), W_hr(d), Range{0, panel_count<T>(P)}, Into::assign);
+    }
+    const int64_t ldy = layer.outputs();
+    S* y = output(layer.l) + row * ldy + d * P;
+    for (int64_t b = rows.begin; b < rows.end; ++b)
+      for (int64_t j = 0; j < P; j += kLane) put(h + b * ldh + j, y + b * ldy + j, load(h + b * ldh + j), P - j);
+  }
+
+  // Up to a vector of h_t, for the next step and for the output.
+  void put(T* h, S* y, Vec<T> v, int64_t count) const {
+    v = as_stored<S>(v);
+    store(h, v);
+    if (past_caches)
+      stream(y, v, count);
+    else
+      store(y, v, count);
+  }
+
   // The initial state of the sequences in `which` that are this worker's.
   void begin(const L& layer, int64_t d, Range which, T* h, Range sequences, Range panels) {
-    for_units(which, sequences, panels, [&](int64_t b, int64_t j) {
+    for_vectors(which, sequences, layer.output_panels(panels), P, [&](int64_t b, int64_t j) {
       const S* h_0 = layer.h_0(d, b);
-      store(h + b * ldh + j, h_0 ? load(h_0 + j, H - j) : Vec<T>{});
-      if constexpr (kHasCell) {
-        const S* c_0 = layer.state(static_cast<const S*>(args.c_0), d, b);
-        store(direction[d].c + b * ldh + j, c_0 ? load(c_0 + j, H - j) : Vec<T>{});
-      }
+      store(h + b * ldh + j, h_0 ? load(h_0 + j, P - j) : Vec<T>{});
     });
+    if constexpr (kHasCell)
+      for_vectors(which, sequences, panels, H, [&](int64_t b, int64_t j) {
+        const S* c_0 = layer.state(static_cast<const S*>(args.c_0), d, b, H);
+        store(direction[d].c + b * ldc + j, c_0 ? load(c_0 + j, H - j) : Vec<T>{});
+      });
   }
 
   // The sequences in `which` have had their last step: their state is the final one.
   void finish(const L& layer, int64_t d, Range which, const T* h, Range sequences, Range panels) {
-    for_units(which, sequences, panels, [&](int64_t b, int64_t j) {
-      store(layer.state(static_cast<S*>(args.h_n), d, b) + j, load(h + b * ldh + j), H - j);
-      if constexpr (kHasCell)
-        store(layer.state(static_cast<S*>(args.c_n), d, b) + j, load(direction[d].c + b * ldh + j), H - j);
+    for_vectors(which, sequences, layer.output_panels(panels), P, [&](int64_t b, int64_t j) {
+      store(layer.state(static_cast<S*>(args.h_n), d, b, P) + j, load(h + b * ldh + j), P - j);
     });
+    if constexpr (kHasCell)
+      for_vectors(which, sequences, panels, H, [&](int64_t b, int64_t j) {
+        store(layer.state(static_cast<S*>(args.c_n), d, b, H) + j, load(direction[d].c + b * ldc + j), H - j);
+      });
   }
 
   template <class Do>
-  void for_units(Range which, Range sequences, Range panels, Do act) {
+  void for_vectors(Range which, Range sequences, Range panels, int64_t width, Do act) {
     const int64_t begin = which.begin > sequences.begin ? which.begin : sequences.begin;
     const int64_t end = smaller(which.end, sequences.end);
-    const int64_t last = smaller(panels.end * kPanelWidth<T>, H);
+    const int64_t last = smaller(panels.end * kPanelWidth<T>, width);
     for (int64_t b = begin; b < end; ++b)
       for (int64_t j = panels.begin * kPanelWidth<T>; j < last; j += kLane) act(b, j);
   }
 
   const ForwardArgs& args;
-  const int64_t H, Hp;
-  int64_t lda, ldh, ldi, chunk_rows;
+  const int64_t H, P, Hp;
+  int64_t lda, ldh, ldc, ldi, chunk_rows;
+  bool past_caches;
   size_t bytes;
   Direction direction[2];
 };
