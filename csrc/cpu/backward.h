@@ -24,7 +24,7 @@ class Backward {
     T* dh;        // [B, Hp]: gradient of the cell's output
     T* carry;     // [B, Hp]: what the cell hands from step to step beside da
     T* panel;     // [workers, panel_elements()]: right side of a weight gradient's product
-    const S** rows;  // [workers, rows of a chunk]: where they lie
+    const S** rows;  // [workers, rows of a chunk]: where the rows of that side lie
   };
 
  public:
