@@ -93,44 +93,48 @@ struct Call {
   std::vector<LayerWeights> layer_weights;
   std::vector<const void*> mask_pointers;
   std::vector<int64_t> first_rows;
-  int64_t x_step = 0, x_row = 0;
+  int64_t x_step = 0, x_row = 0, per_pair = 0;  // per_pair: weights per layer and direction
 
   Call(const Tensor& input, const Maybe& h_initial, const Maybe& c_initial, const Tensors& params, const Maybe& batch_sizes,
        const Tensors& dropout, const std::string& mode, int64_t num_layers, bool bidirectional)
       : cell(cell_of(mode)), dtype(dtype_of(input)), x(input) {
     STD_TORCH_CHECK(cell >= 0, "rnn_ext: no cell of mode ", mode);
     const int64_t pairs = num_layers * (bidirectional ? 2 : 1);
-    STD_TORCH_CHECK(num_layers > 0 && (int64_t(params.size()) == 2 * pairs || int64_t(params.size()) == 4 * pairs),
-                    "rnn_ext: expected 2 or 4 weights per layer and direction, got ", params.size());
-    const int64_t per_pair = params.size() / pairs;
-    STD_TORCH_CHECK(params[1].dim() == 2, "rnn_ext: weight_hh must have 2 dimensions");
-    shape = {x.size(-1), params[1].size(1), num_layers, bidirectional ? 2 : 1, per_pair == 4};
+    per_pair = num_layers > 0 ? params.size() / pairs : 0;
+    STD_TORCH_CHECK(per_pair >= 2 && per_pair <= 5 && int64_t(params.size()) == per_pair * pairs,
+                    "rnn_ext: expected 2 to 5 weights per layer and direction, got ", params.size());
+    const bool bias = per_pair >= 4, projected = per_pair % 2 == 1;
+    STD_TORCH_CHECK(!projected || facts().states > 1, "rnn_ext: only an LSTM has a projection");
+    const Tensor &W_hh = params[1], &last = projected ? params[per_pair - 1] : W_hh;  // [P, H] or [G*H, H]
+    STD_TORCH_CHECK(W_hh.dim() == 2 && last.dim() == 2, "rnn_ext: weight_hh and weight_hr must have 2 dimensions");
+    shape = {x.size(-1), last.size(1), W_hh.size(1), num_layers, bidirectional ? 2 : 1, bias, projected};
     STD_TORCH_CHECK(x.is_cpu(), "rnn_ext: input must be a CPU tensor");
     find_rows(batch_sizes);
-    if (h_initial) h_0 = state(*h_initial, "h_0");
-    if (c_initial && facts().states > 1) c_0 = state(*c_initial, "c_0");
+    if (h_initial) h_0 = state(*h_initial, h_sizes(), "h_0");
+    if (c_initial && facts().states > 1) c_0 = state(*c_initial, c_sizes(), "c_0");
     const int64_t gate_rows = facts().gates * shape.H;
     for (int64_t i = 0; i < pairs; ++i) {
-      const int64_t inputs = i < shape.D ? shape.I : shape.D * shape.H;
+      const int64_t inputs = i < shape.D ? shape.I : shape.D * shape.P;
       const auto weight = [&](int64_t j, const std::vector<int64_t>& sizes) {
         const Tensor& w = params[i * per_pair + j];
-        check_shape(w, sizes, x, j < 2 ? "weight" : "bias");
+        check_shape(w, sizes, x, sizes.size() == 2 ? "weight" : "bias");
         weights.push_back(dense(w));
         return weights.back().const_data_ptr();
       };
       LayerWeights w;
       w.W_ih = weight(0, {gate_rows, inputs});
-      w.W_hh = weight(1, {gate_rows, shape.H});
+      w.W_hh = weight(1, {gate_rows, shape.P});
       if (shape.bias) {
         w.b_ih = weight(2, {gate_rows});
         w.b_hh = weight(3, {gate_rows});
       }
+      if (shape.projected) w.W_hr = weight(per_pair - 1, {shape.P, shape.H});
       layer_weights.push_back(w);
     }
     STD_TORCH_CHECK(dropout.empty() || int64_t(dropout.size()) == num_layers - 1,
                     "rnn_ext: expected a dropout mask for every layer but the last");
     for (const Tensor& mask : dropout) {
-      STD_TORCH_CHECK(mask.numel() == seq.R * shape.D * shape.H && mask.scalar_type() == x.scalar_type(),
+      STD_TORCH_CHECK(mask.numel() == seq.R * shape.D * shape.P && mask.scalar_type() == x.scalar_type(),
                       "rnn_ext: dropout mask has the wrong shape or dtype");
       masks.push_back(dense(mask));
       mask_pointers.push_back(masks.back().const_data_ptr());
@@ -140,9 +144,11 @@ struct Call {
   const Kernel& kernel() const { return table().kernel[cell][dtype]; }
   const CellFacts& facts() const { return cell_facts[cell]; }
 
-  std::vector<int64_t> state_sizes() const { return {shape.L * shape.D, seq.B, shape.H}; }
-  Tensor state(const Tensor& given, const char* what) const {
-    check_shape(given, state_sizes(), x, what);
+  int64_t tape() const { return facts().tape + shape.projected; }
+  std::vector<int64_t> h_sizes() const { return {shape.L * shape.D, seq.B, shape.P}; }
+  std::vector<int64_t> c_sizes() const { return {shape.L * shape.D, seq.B, shape.H}; }
+  Tensor state(const Tensor& given, const std::vector<int64_t>& sizes, const char* what) const {
+    check_shape(given, sizes, x, what);
     return dense(given);
   }
   Plan plan(bool batch_invariant) const {
@@ -207,7 +213,7 @@ void run(Args& args, size_t (*bytes)(const Args&), void (*kernel)(const Args&, c
 }
 
 // y, h_n, c_n (if the cell has one) and, if `save`, what backward needs: the outputs of the layers below the last (if
-// any) and the tape (if the cell has one).
+// any) and the tape (if there is one).
 Tensors rnn_forward(Tensor x, Maybe h_0, Maybe c_0, Tensors weights, Maybe batch_sizes, Tensors masks,
                     std::string mode, int64_t num_layers, bool bidirectional, bool save, bool batch_invariant) {
   const Call call(x, h_0, c_0, weights, batch_sizes, masks, mode, num_layers, bidirectional);
@@ -219,10 +225,10 @@ Tensors rnn_forward(Tensor x, Maybe h_0, Maybe c_0, Tensors weights, Maybe batch
     out.push_back(empty(sizes, x.scalar_type()));
     return out.back().mutable_data_ptr();
   };
-  const int64_t outputs = s.D * s.H;
+  const int64_t outputs = s.D * s.P;
   args.y = batch_sizes ? output({call.seq.R, outputs}) : output({call.seq.T, call.seq.B, outputs});
-  args.h_n = output(call.state_sizes());
-  if (call.facts().states > 1) args.c_n = output(call.state_sizes());
+  args.h_n = output(call.h_sizes());
+  if (call.facts().states > 1) args.c_n = output(call.c_sizes());
   Tensor below;
   if (s.L > 1) {
     args.hidden_slots = save ? s.L - 1 : std::min<int64_t>(s.L - 1, 2);
@@ -230,7 +236,7 @@ Tensors rnn_forward(Tensor x, Maybe h_0, Maybe c_0, Tensors weights, Maybe batch
     args.hidden = below.mutable_data_ptr();
     if (save) out.push_back(below);
   }
-  if (save && call.facts().tape > 0) args.tape = output({s.L * s.D, call.seq.R, call.facts().tape, s.H});
+  if (save && call.tape() > 0) args.tape = output({s.L * s.D, call.seq.R, call.tape(), s.H});
   run(args, call.kernel().forward_bytes, call.kernel().forward);
   return out;
 }
@@ -245,7 +251,7 @@ Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, Te
   const ScalarType type = compute_type(x);
   BackwardArgs args = call.args<BackwardArgs>();
   args.plan = call.plan(batch_invariant);
-  const int64_t outputs = s.D * s.H, tape = call.facts().tape;
+  const int64_t outputs = s.D * s.P, tape = call.tape();
   const auto kept = [&](const Tensor& t, int64_t elements) {
     STD_TORCH_CHECK(t.numel() == elements && t.scalar_type() == x.scalar_type() && t.is_contiguous(),
                     "rnn_ext: y and saved must be what forward returned");
@@ -262,11 +268,11 @@ Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, Te
     args.dy = dy_rows.const_data_ptr();
   }
   if (dh_n) {
-    dh_n_rows = call.state(*dh_n, "dh_n");
+    dh_n_rows = call.state(*dh_n, call.h_sizes(), "dh_n");
     args.dh_n = dh_n_rows.const_data_ptr();
   }
   if (dc_n) {
-    dc_n_rows = call.state(*dc_n, "dc_n");
+    dc_n_rows = call.state(*dc_n, call.c_sizes(), "dc_n");
     args.dc_n = dc_n_rows.const_data_ptr();
   }
   Tensors gradients;
@@ -275,11 +281,11 @@ Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, Te
     args.dx = gradients.back().mutable_data_ptr();
   }
   if (need_dh_0) {
-    gradients.push_back(empty(call.state_sizes(), type));
+    gradients.push_back(empty(call.h_sizes(), type));
     args.dh_0 = gradients.back().mutable_data_ptr();
   }
   if (need_dc_0) {
-    gradients.push_back(empty(call.state_sizes(), type));
+    gradients.push_back(empty(call.c_sizes(), type));
     args.dc_0 = gradients.back().mutable_data_ptr();
   }
   std::vector<LayerGradients> layer_gradients;
@@ -288,8 +294,7 @@ Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, Te
       gradients.push_back(empty({w.sizes().begin(), w.sizes().end()}, type));
       return gradients.back().mutable_data_ptr();
     };
-    const size_t per_pair = s.bias ? 4 : 2;
-    for (size_t i = 0; i < call.weights.size(); i += per_pair) {
+    for (size_t i = 0; i < call.weights.size(); i += call.per_pair) {
       LayerGradients g;
       g.dW_ih = gradient(call.weights[i]);
       g.dW_hh = gradient(call.weights[i + 1]);
@@ -297,6 +302,7 @@ Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, Te
         g.db_ih = gradient(call.weights[i + 2]);
         g.db_hh = gradient(call.weights[i + 3]);
       }
+      if (s.projected) g.dW_hr = gradient(call.weights[i + call.per_pair - 1]);
       layer_gradients.push_back(g);
     }
     args.gradients = layer_gradients.data();

@@ -1,9 +1,10 @@
 // Plain structs of pointers, sizes and strides: all that a kernel ever sees of a call.
 //
-// Letters: T steps, B sequences, R rows (a row is one sequence at one step), I input size, H hidden size,
-// L layers, D directions, G gates of the cell. Rows are time-major: row = first_row(t) + b, which is also
-// the layout of a PackedSequence. Pointers to void have the storage type of the call (float, double, bfloat16)
-// unless a comment says "compute type" (float for bfloat16, else the storage type). Nothing here owns memory.
+// Letters: T steps, B sequences, R rows (a row is one sequence at one step), I input size, H hidden size, P size of h
+// (that of its projection where there is one, else H), L layers, D directions, G gates of the cell. Rows are
+// time-major: row = first_row(t) + b, which is also the layout of a PackedSequence. Pointers to void have the storage
+// type of the call (float, double, bfloat16) unless a comment says "compute type" (float for bfloat16, else the
+// storage type). Nothing here owns memory.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -27,22 +28,25 @@ struct Sequences {
 };
 
 struct Shape {
-  int64_t I = 0, H = 0, L = 0, D = 0;
+  int64_t I = 0, H = 0, P = 0, L = 0, D = 0;
   bool bias = false;
+  bool projected = false;  // h_t is W_hr times the cell's output
 };
 
 struct LayerWeights {        // of one layer and direction, contiguous, in PyTorch's layout
   const void* W_ih = nullptr;  // [G*H, I of the layer]
-  const void* W_hh = nullptr;  // [G*H, H]
+  const void* W_hh = nullptr;  // [G*H, P]
   const void* b_ih = nullptr;  // [G*H] or null
   const void* b_hh = nullptr;  // [G*H] or null
+  const void* W_hr = nullptr;  // [P, H] or null
 };
 
 struct LayerGradients {  // compute type, overwritten
   void* dW_ih = nullptr;  // [G*H, I of the layer]
-  void* dW_hh = nullptr;  // [G*H, H]
+  void* dW_hh = nullptr;  // [G*H, P]
   void* db_ih = nullptr;  // [G*H] or null
   void* db_hh = nullptr;  // [G*H] or null
+  void* dW_hr = nullptr;  // [P, H] or null
 };
 
 // How a call is carried out. Chosen from shape and thread count only (plan.cpp), never from the data.
@@ -64,15 +68,16 @@ struct ForwardArgs {
   Plan plan;
   const void* x = nullptr;            // row (t, b) at x + t*x_step + b*x_row, or x + row*x_row when packed
   int64_t x_step = 0, x_row = 0;      // in elements; the features of a row are contiguous
-  const void* h_0 = nullptr;          // [L*D, B, H] or null for zeros
-  const void* c_0 = nullptr;          // likewise, for cells that have a cell state
+  const void* h_0 = nullptr;          // [L*D, B, P] or null for zeros
+  const void* c_0 = nullptr;          // [L*D, B, H] or null for zeros, for cells that have a cell state
   const LayerWeights* weights = nullptr;  // [L*D]
-  const void* const* masks = nullptr;     // [L-1] dropout masks, each [R, D*H]; or null
-  void* y = nullptr;                  // [R, D*H], output of the last layer
-  void* h_n = nullptr;                // [L*D, B, H]
+  const void* const* masks = nullptr;     // [L-1] dropout masks, each [R, D*P]; or null
+  void* y = nullptr;                  // [R, D*P], output of the last layer
+  void* h_n = nullptr;                // [L*D, B, P]
   void* c_n = nullptr;                // [L*D, B, H] for cells that have a cell state
-  void* tape = nullptr;               // [L*D, R, tape of the cell, H], or null when nothing is kept for backward
-  void* hidden = nullptr;             // [hidden_slots, R, D*H], outputs of the layers below the last
+  void* tape = nullptr;               // [L*D, R, tape, H], or null when nothing is kept for backward; tape is the
+                                      // cell's and, with a projection, the cell's output behind it
+  void* hidden = nullptr;             // [hidden_slots, R, D*P], outputs of the layers below the last
   int64_t hidden_slots = 0;           // L-1 when they are saved for backward, else at most 2
   void* workspace = nullptr;          // 64-byte aligned, workspace_bytes() of it
 };
@@ -88,14 +93,14 @@ struct BackwardArgs {
   const LayerWeights* weights = nullptr;
   const void* const* masks = nullptr;
   const void* y = nullptr;             // as forward left them
-  const void* hidden = nullptr;        // [L-1, R, D*H]
-  const void* tape = nullptr;          // [L*D, R, tape of the cell, H]
-  const void* dy = nullptr;            // [R, D*H] or null for zeros
-  const void* dh_n = nullptr;          // [L*D, B, H] or null for zeros
-  const void* dc_n = nullptr;          // likewise
+  const void* hidden = nullptr;        // [L-1, R, D*P]
+  const void* tape = nullptr;          // [L*D, R, tape, H]
+  const void* dy = nullptr;            // [R, D*P] or null for zeros
+  const void* dh_n = nullptr;          // [L*D, B, P] or null for zeros
+  const void* dc_n = nullptr;          // [L*D, B, H] or null for zeros
   void* dx = nullptr;                  // [R, I], compute type, or null when not wanted
-  void* dh_0 = nullptr;                // [L*D, B, H], compute type, or null when not wanted
-  void* dc_0 = nullptr;                // likewise
+  void* dh_0 = nullptr;                // [L*D, B, P], compute type, or null when not wanted
+  void* dc_0 = nullptr;                // [L*D, B, H], likewise
   const LayerGradients* gradients = nullptr;  // [L*D], or null when not wanted
   void* workspace = nullptr;
 };

@@ -79,6 +79,7 @@ def explain(module: torch.nn.Module, input: Tensor | PackedSequence, hx: Tensor 
         rows,
         module.input_size,
         module.hidden_size,
+        module.proj_size,
         module.num_layers,
         2 if module.bidirectional else 1,
         call.input.dtype == torch.float64,

@@ -95,8 +95,7 @@ class Recurrent(nn.RNNBase):
             self._check_sizes(input, states, batch_sizes)
         if autocast:
             input, states, weights = _autocast(input, states, weights)
-        reason = "no kernel for a projection" if self.proj_size > 0 else None
-        reason = reason or reason_for_torch((input, *weights) if states is None else (input, *weights, *states))
+        reason = reason_for_torch((input, *weights) if states is None else (input, *weights, *states))
         return Call(input, states, batch_sizes, weights, reason)
 
     def _run(self, call: Call):
@@ -123,7 +122,7 @@ class Recurrent(nn.RNNBase):
         """Dropout masks between the layers, drawn from torch's generator in torch's order."""
         if self.dropout == 0 or not self.training or self.num_layers == 1:
             return []
-        shape = (*x.shape[:-1], self.hidden_size * (2 if self.bidirectional else 1))
+        shape = (*x.shape[:-1], (self.proj_size or self.hidden_size) * (2 if self.bidirectional else 1))
         if not 0 <= self.dropout <= 1:  # set after construction
             raise RuntimeError(f"dropout probability has to be between 0 and 1, but got {self.dropout}")
         if self.dropout == 1:
@@ -253,15 +252,15 @@ class LSTM(Recurrent):
         input_size: features of the input, I.
         hidden_size: features of the state, H.
         num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as for `RNN`.
-        proj_size: size of a projection of h_t; with one (> 0) the call runs on torch's own operator.
+        proj_size: size P of a projection, h_t = W_r (o * tanh(c_t)); 0 for none, where P stands for H below.
 
     Inputs:
         input: as for `RNN`.
-        hx: (h_0, c_0), each [L*D, B, H] ([L*D, H] unbatched); zeros if left out.
+        hx: (h_0, c_0), [L*D, B, P] and [L*D, B, H] (unbatched without B); zeros if left out.
 
     Outputs:
-        output: as for `RNN`.
-        (h_n, c_n): each [L*D, B, H] or [L*D, H].
+        output: as for `RNN`, D*P features.
+        (h_n, c_n): [L*D, B, P] and [L*D, B, H] (unbatched without B).
 
     Raises:
         ValueError, TypeError, RuntimeError: as torch.nn.LSTM does, with its texts.

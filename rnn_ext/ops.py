@@ -1,8 +1,8 @@
 """The autograd Function over the compiled operators, and the operators' shapes for tracing.
 
 The operators are private: a call of one outside the Function would not be differentiated. All tensors are time-major:
-x [T, B, I] or packed [R, I] with batch_sizes [T]; y [T, B, D*H] or [R, D*H]; states [L*D, B, H]. The state is h, for an
-LSTM h and c.
+x [T, B, I] or packed [R, I] with batch_sizes [T]; y [T, B, D*P] or [R, D*P], P the size of h: that of the projection
+where there is one, else H. The state is h [L*D, B, P], for an LSTM h and c [L*D, B, H].
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ def recurrent(
 
     Args:
         x: input, [T, B, I] or, with batch_sizes, packed [R, I]; float32, float64 or bfloat16 on the CPU.
-        h_0, c_0: initial states [L*D, B, H], or None for zeros; c_0 is an LSTM's.
-        weights: parameters in PyTorch's order, two or (with biases) four per layer and direction.
+        h_0, c_0: initial states [L*D, B, P] and [L*D, B, H], or None for zeros; c_0 is an LSTM's.
+        weights: parameters in PyTorch's order, two or (with biases) four per layer and direction, for an LSTM with a
+            projection one more.
         batch_sizes: int64 [T], as in a PackedSequence, or None.
-        masks: a dropout mask [T, B, D*H] or [R, D*H] for every layer but the last, or nothing.
+        masks: a dropout mask [T, B, D*P] or [R, D*P] for every layer but the last, or nothing.
         stack: cell, layers and directions.
 
     Raises:
@@ -178,21 +179,23 @@ def _fake_forward(
     x, h_0, c_0, weights, batch_sizes, masks, mode, num_layers, bidirectional, save, batch_invariant
 ) -> list[Tensor]:
     directions = 2 if bidirectional else 1
-    gate_rows, hidden_size = weights[1].shape
+    pairs = num_layers * directions
+    projected = len(weights) // pairs % 2  # then weight_hr [P, H] is the last of each layer and direction
+    output_size, hidden_size = weights[1].shape[1], weights[-1 if projected else 1].shape[1]
     # The batch of a packed input stands in batch_sizes[0]: a size known from data alone.
     if batch_sizes is None:
         rows, batch = x.shape[0] * x.shape[1], x.shape[1]
     else:
         rows = x.shape[0]
         batch = h_0.shape[1] if h_0 is not None else _first_batch_size(batch_sizes)
-    state = (num_layers * directions, batch, hidden_size)
-    out = [x.new_empty((*x.shape[:-1], directions * hidden_size)), x.new_empty(state)]
+    out = [x.new_empty((*x.shape[:-1], directions * output_size)), x.new_empty((pairs, batch, output_size))]
     if mode == "LSTM":
-        out.append(x.new_empty(state))
+        out.append(x.new_empty((pairs, batch, hidden_size)))
     if save and num_layers > 1:
-        out.append(x.new_empty((num_layers - 1, rows, directions * hidden_size)))
-    if save and _C.tape(mode) > 0:
-        out.append(x.new_empty((num_layers * directions, rows, _C.tape(mode), hidden_size)))
+        out.append(x.new_empty((num_layers - 1, rows, directions * output_size)))
+    tape = _C.tape(mode) + projected
+    if save and tape > 0:
+        out.append(x.new_empty((pairs, rows, tape, hidden_size)))
     return out
 
 
@@ -208,5 +211,6 @@ def _fake_backward(
     need_dx, need_dh_0, need_dc_0, need_dw, batch_invariant,
 ) -> list[Tensor]:  # fmt: skip
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    wanted = [x] * need_dx + [h_0] * (need_dh_0 + need_dc_0) + list(weights) * need_dw
+    c_0 = h_0.new_empty((*h_0.shape[:2], saved[-1].shape[-1])) if need_dc_0 else None  # the tape is [.., H]
+    wanted = [x] * need_dx + [h_0] * need_dh_0 + [c_0] * need_dc_0 + list(weights) * need_dw
     return [t.new_empty(t.shape, dtype=dtype) for t in wanted]

@@ -22,12 +22,13 @@ def layers(x, h_0, c_0, weights, batch_sizes, masks, stack) -> tuple[Tensor, ...
     """The function of `rnn_ext.ops.recurrent`, differentiable any number of times; arguments as there."""
     directions = 2 if stack.bidirectional else 1
     per_layer = len(weights) // stack.num_layers
-    biases = per_layer == 4 * directions
+    biases = per_layer >= 4 * directions
     states = [h_0, c_0] if stack.mode == "LSTM" else [h_0]
     if any(s is None for s in states):
         batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
-        zeros = x.new_zeros(stack.num_layers * directions, batch, weights[1].shape[1])
-        states = [zeros if s is None else s for s in states]
+        sizes = weights[1].shape[1], weights[1].shape[0] // 4  # of h and of an LSTM's c: the same without a projection
+        rows = stack.num_layers * directions
+        states = [x.new_zeros(rows, batch, n) if s is None else s for s, n in zip(states, sizes, strict=False)]
     finals = []
     for layer in range(stack.num_layers):
         own = tuple(s[layer * directions : (layer + 1) * directions] for s in states)

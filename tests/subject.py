@@ -26,17 +26,29 @@ class Layer:
     theirs: type[nn.RNNBase]
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     states: tuple[str, ...] = ("h",)
+    projected: bool = False  # whether h is projected, to two thirds of the hidden size; one unit is too few
 
     def __str__(self) -> str:
-        return "-".join([self.ours.__name__, *map(str, self.options.values())])
+        parts = [self.ours.__name__, *map(str, self.options.values())]
+        return "-".join([*parts, "projected"] if self.projected else parts)
 
     __repr__ = __str__
 
+    def output_size(self, hidden_size: int) -> int:
+        """The size of h."""
+        return 2 * hidden_size // 3 if self.projected and hidden_size > 1 else hidden_size
+
+    def make(self, cls: type[nn.RNNBase], *args, **kwargs) -> nn.RNNBase:
+        hidden_size = kwargs["hidden_size"] if "hidden_size" in kwargs else args[1]
+        output_size = self.output_size(hidden_size)
+        projection = {"proj_size": output_size} if output_size != hidden_size else {}
+        return cls(*args, **{**self.options, **projection, **kwargs})
+
     def make_ours(self, *args, **kwargs) -> nn.RNNBase:
-        return self.ours(*args, **{**self.options, **kwargs})
+        return self.make(self.ours, *args, **kwargs)
 
     def make_theirs(self, *args, **kwargs) -> nn.RNNBase:
-        return self.theirs(*args, **{**self.options, **kwargs})
+        return self.make(self.theirs, *args, **kwargs)
 
     def make_both(self, *args, **kwargs) -> tuple[nn.RNNBase, nn.RNNBase]:
         """Ours and theirs with the same weights."""
@@ -48,11 +60,17 @@ class Layer:
         """The tensors in the form in which the layer takes them as hx."""
         return tensors[0] if len(self.states) == 1 else tensors
 
+    def state_shapes(self, *shape: int) -> list[tuple[int, ...]]:
+        """The shape of each state, given that of one of hidden size."""
+        *rows, hidden_size = shape
+        return [(*rows, self.output_size(hidden_size) if s == "h" else hidden_size) for s in self.states]
 
-# A new layer joins every test of modules by a row here.
+
+# A new layer joins every test of modules by a row here. Tests that need one row of a class take the last.
 LAYERS = [
     Layer(rnn_ext.RNN, nn.RNN, {"nonlinearity": "tanh"}),
     Layer(rnn_ext.RNN, nn.RNN, {"nonlinearity": "relu"}),
+    Layer(rnn_ext.LSTM, nn.LSTM, states=("h", "c"), projected=True),
     Layer(rnn_ext.LSTM, nn.LSTM, states=("h", "c")),
     Layer(rnn_ext.GRU, nn.GRU),
 ]
@@ -143,9 +161,9 @@ class Case:
         return self.form in ("sorted", "unsorted")
 
     def make(self, cls: type[nn.RNNBase]) -> nn.RNNBase:
-        return cls(
-            self.input_size, self.hidden_size, self.num_layers, bias=self.bias, batch_first=self.batch_first,
-            dropout=self.dropout, bidirectional=self.bidirectional, dtype=self.dtype, **self.layer.options,
+        return self.layer.make(
+            cls, self.input_size, self.hidden_size, self.num_layers, bias=self.bias, batch_first=self.batch_first,
+            dropout=self.dropout, bidirectional=self.bidirectional, dtype=self.dtype,
         ).train(self.training)  # fmt: skip
 
     def random(self, name: str, shape: Sequence[int], bound: float | None = None) -> Tensor:
@@ -169,9 +187,9 @@ class Case:
         """h_0 and, where the layer has one, c_0."""
         rows = self.num_layers * (2 if self.bidirectional else 1)
         batch = () if self.form == "unbatched" else (len(self.lengths),)
-        shape = (rows, *batch, self.hidden_size)
-        names = [f"{name}_0" for name in self.layer.states] if self.given_state else []
-        return {name: self.random(name, shape) for name in names}
+        shapes = dict(zip(self.layer.states, self.layer.state_shapes(rows, *batch, self.hidden_size)))
+        names = self.layer.states if self.given_state else ()
+        return {f"{name}_0": self.random(f"{name}_0", shapes[name]) for name in names}
 
     def run(self, cls: type[nn.RNNBase], dtype: torch.dtype | None = None) -> tuple[dict, dict]:
         """Outputs and gradients by name; computed in `dtype`, from numbers of the dtype of the case."""

@@ -63,7 +63,7 @@ def test_nothing_is_saved_when_nothing_asks_for_a_gradient(layer):
 )
 def test_changing_a_saved_tensor_in_place_raises(layer, changed):
     module, x = layer.make_ours(4, 3, 2), torch.randn(5, 2, 4)
-    states = [torch.randn(2, 2, 3) for _ in layer.states]
+    states = [torch.randn(shape) for shape in layer.state_shapes(2, 2, 3)]
     y, _ = module(x, layer.state(*states))
     with torch.no_grad():
         {"x": x, "h_0": states[0], **dict(module.named_parameters())}[changed].mul_(2)
@@ -104,8 +104,9 @@ def test_the_graph_can_be_kept_and_is_otherwise_freed(layer):
 
 @each_layer
 def test_one_module_used_twice_in_a_graph(layer):
-    ours, theirs = layer.make_both(4, 4)
-    x = torch.randn(5, 2, 4)
+    size = layer.output_size(4)
+    ours, theirs = layer.make_both(size, 4)
+    x = torch.randn(5, 2, size)
     assert_all_close(*(gradients_of(m, m(m(x)[0].flip(0))[0].square().sum()) for m in (ours, theirs)))
 
 
@@ -176,7 +177,7 @@ def test_a_compiled_module_needs_no_graph_break(layer, given_state, backend):
     ours, theirs = layer.make_both(4, 3, 2)
     compiled = torch.compile(lambda x, h: ours(x, h)[0].square().sum(), fullgraph=True, backend=backend)
     x = torch.randn(5, 2, 4)
-    h = layer.state(*[torch.randn(2, 2, 3) for _ in layer.states]) if given_state else None
+    h = layer.state(*map(torch.randn, layer.state_shapes(2, 2, 3))) if given_state else None
     assert_all_close(gradients_of(ours, compiled(x, h)), gradients_of(theirs, theirs(x, h)[0].square().sum()))
 
 

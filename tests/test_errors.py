@@ -79,7 +79,7 @@ def of_batch_sizes(rows: int, *batch_sizes: float, dtype=torch.int64) -> PackedS
 
 def state(*shape: int, **kwargs):
     """hx of this shape for any layer: a tensor, or as many as the layer has."""
-    return lambda layer: layer.state(*[torch.zeros(shape, **kwargs) for _ in layer.states])
+    return lambda layer: layer.state(*[torch.zeros(s, **kwargs) for s in layer.state_shapes(*shape)])
 
 
 def just(value):
@@ -131,7 +131,7 @@ INPUT_ERRORS = {
     "hx: meta": (x, state(1, 2, 3, device="meta")),
     "hx: string": (x, just("zeros")),
     "hx: number": (x, just(0)),
-    "hx: three of them": (x, just((torch.zeros(1, 2, 3),) * 3)),
+    "hx: three of them": (x, lambda layer: (torch.zeros(1, 2, layer.output_size(3)), *[torch.zeros(1, 2, 3)] * 2)),
     "packed: more rows announced than given": (of_batch_sizes(2, 2, 1), just(None)),
     "packed: batch sizes grow": (of_batch_sizes(3, 1, 2), just(None)),
     "packed: negative batch size": (of_batch_sizes(2, 3, -1), just(None)),

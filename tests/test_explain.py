@@ -60,6 +60,13 @@ def test_explain_tells_the_kernel_the_plan_and_the_threads(layer, dtype, threads
             assert part in str(told)
 
 
+@each_layer
+def test_a_projection_is_not_split_by_hidden_units(layer):
+    torch.set_num_threads(2)
+    plan = rnn_ext.explain(layer.make_ours(64, 512), torch.randn(20, 2, 64)).plan
+    assert plan == ("pipeline" if layer.projected else "hidden split")
+
+
 @each_class
 def test_explain_raises_what_the_call_raises(layer):
     module, x = layer.make_ours(4, 3), torch.randn(5, 2, 5)

@@ -118,7 +118,7 @@ def test_gradients_flow_through_a_long_sequence(layer):
     with torch.no_grad():
         for name, weight in module.named_parameters():
             if name.startswith("weight_hh"):
-                weight.copy_(torch.eye(8, dtype=weight.dtype).repeat(weight.shape[0] // 8, 1))
+                weight.copy_(torch.eye(8, weight.shape[1]).repeat(weight.shape[0] // 8, 1))
     reference = layer.make_theirs(3, 8, dtype=torch.float64)
     reference.load_state_dict(module.state_dict())
     x = 0.01 * torch.randn(300, 2, 3, dtype=torch.float64)

@@ -41,9 +41,10 @@ class Batch:
         directions = 2 if self.module.bidirectional else 1
         rows = self.module.num_layers * directions
         self.x = torch.randn(time, batch, input_size, dtype=dtype)
-        self.states = [torch.randn(rows, batch, hidden_size, dtype=dtype) for _ in layer.states]
-        self.dy = torch.randn(time, batch, directions * hidden_size, dtype=dtype)
-        self.dstates = [torch.randn(rows, batch, hidden_size, dtype=dtype) for _ in layer.states]
+        shapes = layer.state_shapes(rows, batch, hidden_size)
+        self.states = [torch.randn(shape, dtype=dtype) for shape in shapes]
+        self.dy = torch.randn(time, batch, directions * layer.output_size(hidden_size), dtype=dtype)
+        self.dstates = [torch.randn(shape, dtype=dtype) for shape in shapes]
 
     def run(self, which=slice(None)) -> dict[str, torch.Tensor]:
         """Outputs, gradients of the chosen sequences, and gradients of the weights."""

@@ -77,7 +77,8 @@ def test_every_argument_may_be_given_by_name(layer):
         input_size=4, hidden_size=3, num_layers=2, bias=False, batch_first=True, dropout=0.0,
         bidirectional=True, device="cpu", dtype=torch.float64,
     )  # fmt: skip
-    x, h = torch.randn(2, 5, 4).double(), layer.state(*[torch.randn(4, 2, 3).double() for _ in layer.states])
+    h = layer.state(*[torch.randn(shape).double() for shape in layer.state_shapes(4, 2, 3)])
+    x = torch.randn(2, 5, 4).double()
     assert_close(ours(input=x, hx=h)[0], theirs(input=x, hx=h)[0])
     assert list(inspect.signature(layer.ours.forward).parameters) == ["self", "input", "hx"]
 
@@ -196,7 +197,7 @@ def test_every_form_of_input_gives_torchs_form_of_output(layer, batch_first, giv
     x, shape = FORMS[form]
     if batch_first and form.startswith("batched"):
         x = x.transpose(0, 1)
-    hx = layer.state(*[torch.randn(shape) for _ in layer.states]) if given_state else None
+    hx = layer.state(*map(torch.randn, layer.state_shapes(*shape))) if given_state else None
     ours, theirs = layer.make_both(4, 3, bidirectional=True, batch_first=batch_first)
     actual, expected = ours(x, hx), theirs(x, hx)
     assert type(actual) is type(expected) is tuple
@@ -212,7 +213,7 @@ def test_every_form_of_input_gives_torchs_form_of_output(layer, batch_first, giv
 @each_layer
 def test_a_packed_batch_is_each_of_its_sequences_alone(layer):
     lengths = [2, 5, 1, 5, 3]
-    x, h = torch.randn(5, 5, 4), [torch.randn(4, 5, 3) for _ in layer.states]
+    x, h = torch.randn(5, 5, 4), [torch.randn(shape) for shape in layer.state_shapes(4, 5, 3)]
     module = layer.make_ours(4, 3, 2, bidirectional=True)
     y, h_n = module(pack_padded_sequence(x, lengths, enforce_sorted=False), layer.state(*h))
     y, output_lengths = pad_packed_sequence(y)

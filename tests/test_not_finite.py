@@ -56,7 +56,7 @@ def test_one_packed_sequence_that_is_not_finite_stays_alone(layer, sick):
 @pytest.mark.parametrize("where", ["x", "hx", "weight_ih_l0", "weight_hh_l0", "bias_hh_l0"])
 def test_what_is_not_finite_comes_out_where_torchs_does(layer, poison, where):
     ours, theirs = layer.make_both(7, 19)
-    x, states = torch.randn(6, 3, 7), [torch.randn(1, 3, 19) for _ in layer.states]
+    x, states = torch.randn(6, 3, 7), [torch.randn(shape) for shape in layer.state_shapes(1, 3, 19)]
     for module in (ours, theirs):
         target = {"x": x, "hx": states[0], **dict(module.named_parameters())}[where]
         with torch.no_grad():

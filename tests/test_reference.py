@@ -21,13 +21,13 @@ softsign = (lambda a: a / (1 + np.abs(a)), lambda y: (1 - np.abs(y)) ** 2)
 STACKS = pytest.mark.parametrize("layers, directions", [(1, 1), (1, 2), (3, 1), (2, 2)])
 
 
-def stack(cell, layers=1, directions=1, seed=0):
-    """Parameters, input, initial state and gradients of output and final state, in float64."""
-    rng = np.random.default_rng(seed)
-    params = ref.init_params(cell, INPUT, HIDDEN, layers, directions, seed)
-    state = (layers * directions, B, HIDDEN)
+def stack(cell, layers=1, directions=1, seed=0, proj_size=0):
+    """Parameters, input, initial h and gradients of output and final h, in float64."""
+    rng, output = np.random.default_rng(seed), proj_size or HIDDEN
+    params = ref.init_params(cell, INPUT, HIDDEN, layers, directions, seed, proj_size=proj_size)
+    state = (layers * directions, B, output)
     x, h0 = rng.standard_normal((T, B, INPUT)), rng.standard_normal(state)
-    return params, x, h0, rng.standard_normal((T, B, directions * HIDDEN)), rng.standard_normal(state)
+    return params, x, h0, rng.standard_normal((T, B, directions * output)), rng.standard_normal(state)
 
 
 def masks(layers, directions, p=0.4, seed=1):
@@ -102,19 +102,23 @@ def test_a_stack_without_bias_is_that_of_torch():
     assert_agrees_with_torch(torch_twin(params, 2, 2), run(cell, params, x, h0, dy, dh), x, h0, dy, dh)
 
 
+GATED = pytest.mark.parametrize("name, proj_size", [("LSTM", 0), ("LSTM", 2), ("GRU", 0)])
+
+
 @STACKS
 @pytest.mark.parametrize("lengths", [None, LENGTHS])
-@pytest.mark.parametrize("name", ["LSTM", "GRU"])
-def test_gated_cells_are_those_of_torch(name, layers, directions, lengths):
+@GATED
+def test_gated_cells_are_those_of_torch(name, proj_size, layers, directions, lengths):
     cell = ref.CELLS[name]()
-    params, x, h0, dy, dh = stack(cell, layers, directions)
-    rng = np.random.default_rng(5)
-    start = [h0, *(rng.standard_normal(h0.shape) for _ in range(cell.states - 1))]
-    d_final = [dh, *(rng.standard_normal(h0.shape) for _ in range(cell.states - 1))]
+    params, x, h0, dy, dh = stack(cell, layers, directions, proj_size=proj_size)
+    rng, shape = np.random.default_rng(5), (layers * directions, B, HIDDEN)
+    start = [h0, *(rng.standard_normal(shape) for _ in range(cell.states - 1))]
+    d_final = [dh, *(rng.standard_normal(shape) for _ in range(cell.states - 1))]
     y, final, tape = ref.forward(cell, x, params, tuple(start), lengths)
     dx, d_start, grads = ref.backward(tape, dy, tuple(d_final))
 
-    twin = getattr(torch.nn, name)(INPUT, HIDDEN, layers, bidirectional=directions == 2).double()
+    options = {"bidirectional": directions == 2, **({"proj_size": proj_size} if proj_size else {})}
+    twin = getattr(torch.nn, name)(INPUT, HIDDEN, layers, **options).double()
     twin.load_state_dict({key: torch.from_numpy(p) for key, p in params.items()})
     leaves = [torch.tensor(a, requires_grad=True) for a in (x, *start)]
     packed = leaves[0] if lengths is None else pack_padded_sequence(leaves[0], lengths, enforce_sorted=False)
@@ -132,11 +136,11 @@ def test_gated_cells_are_those_of_torch(name, layers, directions, lengths):
         assert_close(grads[key], parameter.grad, scale=10)
 
 
-@pytest.mark.parametrize("name", ["LSTM", "GRU"])
-def test_every_gradient_of_a_gated_cell_is_the_slope_of_the_loss(name):
+@GATED
+def test_every_gradient_of_a_gated_cell_is_the_slope_of_the_loss(name, proj_size):
     cell = ref.CELLS[name]()
-    params, x, h0, dy, _ = stack(cell, 2, 2)
-    start = tuple(h0 + i for i in range(cell.states))
+    params, x, h0, dy, _ = stack(cell, 2, 2, proj_size=proj_size)
+    start = (h0, np.random.default_rng(5).standard_normal((4, B, HIDDEN)))[: cell.states]
 
     def loss():
         return (ref.forward(cell, x, params, start, LENGTHS)[0] * dy).sum()
@@ -168,9 +172,7 @@ def test_every_gradient_is_the_slope_of_the_loss(layers, directions, activation)
 
 
 def test_relu_has_no_slope_at_zero():
-    assert_close(
-        ref.relu.derivative(ref.relu.function(np.array([-1.0, 0.0, 2.0]))), np.array([0.0, 0.0, 1.0])
-    )
+    assert_close(ref.relu.derivative(ref.relu.function(np.array([-1.0, 0.0, 2.0]))), np.array([0.0, 0.0, 1.0]))
 
 
 def test_missing_states_and_gradients_are_zeros():
@@ -201,6 +203,15 @@ def test_every_sequence_of_a_ragged_batch_is_as_if_alone():
             total[name] += gb[name]
     for name in total:
         assert_close(grads[name], total[name], scale=10)
+
+
+def test_a_projection_without_its_weight_is_refused():
+    cell = ref.LSTMCell()
+    params, x, *_ = stack(cell, proj_size=2)
+    assert ref.forward(cell, x, params)[0].shape == (T, B, 2)
+    del params["weight_hr_l0"]
+    with pytest.raises(ValueError, match=r"weight_hh_l0: expected shape \(20, 5\), got \(20, 2\)"):
+        ref.forward(cell, x, params)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -2,8 +2,9 @@
 //
 // Per layer, from the last to the first; chunk by chunk in reverse; step by step in reverse
 //   dh_t = dy_t + W_hh^T da_{t+1},   da_t = cell.backward(h_t, dh_t)
-// and, for all steps of a chunk as one product each,
-//   dx = da W_ih,   dW_ih += da^T x,   dW_hh += da^T h_{t-1},   db += sum of da.
+// where a projection puts  out_t  and  dout_t = W_hr^T dh_t  in the place of h_t and dh_t before the cell; and, for all
+// steps of a chunk as one product each,
+//   dx = da W_ih,   dW_ih += da^T x,   dW_hh += da^T h_{t-1},   dW_hr += dh^T out,   db += sum of da.
 // The gradients of weights are split among the workers by output, never by sequence: no sum depends on how many
 // workers there are.
 
@@ -20,36 +21,42 @@ class Backward {
   struct Direction {
     char* W_ih;   // panels of W_ih, gate by gate
     char* W_hh;   // panels of W_hh, gate by gate
-    Gradients da[2];  // [rows of a chunk, C, Hk]: gradients of the pre-activations, of this chunk and of the one before
-    T* dh;        // [B, Hp]
+    char* W_hr;   // panels of W_hr
+    Gradients da[2];  // [rows of a chunk, C, Hk]: gradients of the pre-activations, of this chunk and of the one before;
+                      // where h_t is projected, dh_t [P] ends each row
+    T* dh;        // [B, Hp]: gradient of the cell's output
+    T* dh_t;      // [B, Pp]: and of its projection
     T* carry;     // [B, Hp]: what the cell hands from step to step beside da
     char* da_T;   // da of a chunk as the left side of a weight gradient's product, where that differs
     char* panel;  // [workers, panel_bytes()]: its right side
-    const S** inputs;    // [workers, rows of a chunk]
-    const S** previous;  // [workers, rows of a chunk]
+    const S** rows;  // [workers, rows of a chunk]: where the rows of that side lie
   };
 
  public:
   explicit Backward(const BackwardArgs& args)
-      : args(args), H(args.shape.H), Hp(round_up(H, kLane)), Hk(Gradients::width(H)) {
+      : args(args), H(args.shape.H), P(args.shape.P), Hp(round_up(H, kLane)), Hk(Gradients::width(H)) {
     const Shape& s = args.shape;
-    const int64_t widest = s.L > 1 && s.D * H > s.I ? s.D * H : s.I;
+    const int64_t widest = s.L > 1 && s.D * P > s.I ? s.D * P : s.I;
     chunk_rows = smaller(args.plan.backward_steps, args.seq.T) * args.seq.B;
+    width = C * Hk + (args.shape.projected ? Gradients::width(P) : 0);
+    ldp = padded_stride<T>(round_up(P, kLane));
     ldh = padded_stride<T>(Hp);
     Workspace w{static_cast<char*>(args.workspace)};
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];
-      z.W_ih = w.take<char>(G * Right::bytes(H, widest));
-      z.W_hh = w.take<char>(G * Right::bytes(H, H));
-      for (Gradients& da : z.da) da = Gradients::of(w.take<char>(Gradients::bytes(chunk_rows, C * Hk)), C * Hk);
+      const auto right = [&](int64_t count, int64_t K, int64_t N) { return w.take<char>(count * Right::bytes(K, N)); };
+      z.W_ih = right(G, H, widest);
+      z.W_hh = right(G, H, P);
+      z.W_hr = right(s.projected ? 1 : 0, P, H);
+      for (Gradients& da : z.da) da = Gradients::of(w.take<char>(Gradients::bytes(chunk_rows, width)), width);
       z.dh = w.take<T>(args.seq.B * ldh);
+      z.dh_t = w.take<T>(s.projected ? args.seq.B * ldp : 0);
       z.carry = w.take<T>(Cell::carry != Carry::none ? args.seq.B * ldh : 0);
-      z.da_T = w.take<char>(args.gradients ? Product::transposed_bytes(C * Hk, chunk_rows) : 0);
+      z.da_T = w.take<char>(args.gradients ? Product::transposed_bytes(width, chunk_rows) : 0);
       z.panel = w.take<char>(args.gradients ? args.plan.threads * panel_bytes() : 0);
-      z.inputs = w.take<const S*>(args.plan.threads * chunk_rows);
-      z.previous = w.take<const S*>(args.plan.threads * chunk_rows);
+      z.rows = w.take<const S*>(args.plan.threads * chunk_rows);
     }
-    for (T*& dx : dx_below) dx = w.take<T>(s.L > 1 ? args.seq.R * s.D * H : 0);
+    for (T*& dx : dx_below) dx = w.take<T>(s.L > 1 ? args.seq.R * s.D * P : 0);
     bytes = w.used;
   }
 
@@ -83,30 +90,32 @@ class Backward {
   // the two, is read once for many of them; where there are few rows, all, so that the gradient is written row by row.
   int64_t panels_at_once() const {
     const Shape& s = args.shape;
-    const int64_t widest = (s.I > s.D * H ? s.I : s.D * H) / Product::kWidth + 1;
+    const int64_t below = s.I > s.D * P ? s.I : s.D * P, widest = panel_count<Product>(below > H ? below : H);
     if (args.plan.unpacked) return widest;
     const int64_t fit = Product::kRightBytes / Right::bytes(chunk_rows, Product::kWidth);
     return fit < 1 ? 1 : smaller(fit, widest);
   }
   int64_t panel_bytes() const { return round_up(Right::bytes(chunk_rows, panels_at_once() * Product::kWidth), 64); }
   Right W_ih(const L& layer, int64_t d, int g) const {
-    return panels_of(layer.weights(d).W_ih, direction[d].W_ih, g, layer.inputs());
+    return panels_of(layer.weights(d).W_ih, direction[d].W_ih, g, H, layer.inputs());
   }
   Right W_hh(const L& layer, int64_t d, int g) const {
-    return panels_of(layer.weights(d).W_hh, direction[d].W_hh, g, H);
+    return panels_of(layer.weights(d).W_hh, direction[d].W_hh, g, H, P);
   }
-  // Of a weight [G*H, N], gate g; as it lies where packing would not pay.
-  Right panels_of(const void* weight, char* packed, int g, int64_t N) const {
-    if (as_it_lies(N))
-      if constexpr (Product::kOnFloats && sizeof(S) == sizeof(T))
-        return {const_cast<T*>(static_cast<const T*>(weight)) + g * H * N, H, N, false};
-    return Right::of(packed + g * Right::bytes(H, N), H, N);
+  Right W_hr(const L& layer, int64_t d) const {
+    return panels_of(layer.weights(d).W_hr, direction[d].W_hr, 0, P, H);
+  }
+  // Of a weight [gates*K, N], gate g; as it lies where packing would not pay.
+  Right panels_of(const void* weight, char* packed, int g, int64_t K, int64_t N) const {
+    if constexpr (Product::kOnFloats && sizeof(S) == sizeof(T))
+      if (as_it_lies(N)) return {const_cast<T*>(static_cast<const T*>(weight)) + g * K * N, K, N, false};
+    return Right::of(packed + g * Right::bytes(K, N), K, N);
   }
   bool as_it_lies(int64_t N) const { return args.plan.unpacked && sizeof(S) == sizeof(T) && N % kLane == 0; }
 
   const S* output(int64_t l) const {
     if (l == args.shape.L - 1) return static_cast<const S*>(args.y);
-    return static_cast<const S*>(args.hidden) + l * args.seq.R * args.shape.D * H;
+    return static_cast<const S*>(args.hidden) + l * args.seq.R * args.shape.D * P;
   }
   // Gradient of layer l's input, [R, inputs]; null where nobody wants it.
   T* dx(int64_t l) const { return l == 0 ? static_cast<T*>(args.dx) : dx_below[l % 2]; }
@@ -119,27 +128,30 @@ class Backward {
   // The numbers behind the units of each column, which a product reads and no step writes.
   void clear_behind(const Gradients& da, const Team& team) const {
     const Range mine = team.part(chunk_rows);
-    for (int64_t r = mine.begin; r < mine.end; ++r)
+    for (int64_t r = mine.begin; r < mine.end; ++r) {
       for (int i = 0; i < C; ++i)
         for (int64_t k = Hp; k < Hk; k += kLane) da.write(r, i * Hk + k, Vec<T>{});
+      for (int64_t k = C * Hk + round_up(P, kLane); k < width; k += kLane) da.write(r, k, Vec<T>{});
+    }
   }
 
   void pack(const L& layer, int64_t d, const Team& team) {
     const LayerWeights& w = layer.weights(d);
+    const auto pack_gate = [&](const Right& B, const void* W, int g) {
+      const S* first = static_cast<const S*>(W) + g * B.K * B.N;
+      const auto row = [&](int64_t k, int64_t n, int64_t count) { return load(first + k * B.N + n, count); };
+      if (!as_it_lies(B.N)) pack_rows(B, row, team.part(B.count()));
+    };
     for (int g = 0; g < G; ++g) {
-      const auto rows_of = [&](const void* W, int64_t N) {
-        const S* first = static_cast<const S*>(W) + g * H * N;
-        return [first, N](int64_t k, int64_t n, int64_t count) { return load(first + k * N + n, count); };
-      };
-      const Right ih = W_ih(layer, d, g), hh = W_hh(layer, d, g);
-      if (!as_it_lies(ih.N) && dx(layer.l)) pack_rows(ih, rows_of(w.W_ih, ih.N), team.part(ih.count()));
-      if (!as_it_lies(H) && (args.seq.T > 1 || args.dh_0)) pack_rows(hh, rows_of(w.W_hh, H), team.part(hh.count()));
+      if (dx(layer.l)) pack_gate(W_ih(layer, d, g), w.W_ih, g);
+      if (args.seq.T > 1 || args.dh_0) pack_gate(W_hh(layer, d, g), w.W_hh, g);
     }
+    if (w.W_hr) pack_gate(W_hr(layer, d), w.W_hr, 0);
   }
 
   void loop(const L& layer, int64_t d, Chunk c, const Team& team) {
     const Direction& z = direction[d];
-    const int64_t panels = (H + Product::kWidth - 1) / Product::kWidth;
+    const int64_t panels = panel_count<Product>(H);
     const bool by_unit = args.plan.split == Split::hidden;
     const Range sequences = by_unit ? Range{0, args.seq.B} : team.part(args.seq.B);
     const Range mine = by_unit ? team.part(panels) : Range{0, panels};
@@ -172,34 +184,48 @@ class Backward {
     if (rows.size() <= 0) return;
 
     const bool last_layer = layer.l == args.shape.L - 1;
-    const S* y = output(layer.l) + row * ld + d * H;
-    const S* dy = last_layer && args.dy ? static_cast<const S*>(args.dy) + row * ld + d * H : nullptr;
-    const T* dy_above = last_layer ? nullptr : dx(layer.l + 1) + row * ld + d * H;
+    const S* y = output(layer.l) + row * ld + d * P;
+    const S* dy = last_layer && args.dy ? static_cast<const S*>(args.dy) + row * ld + d * P : nullptr;
+    const T* dy_above = last_layer ? nullptr : dx(layer.l + 1) + row * ld + d * P;
     const S* mask = last_layer ? nullptr : L{args, layer.l + 1}.mask();
-    if (mask) mask += row * ld + d * H;
+    if (mask) mask += row * ld + d * P;
+    // dy_t and what comes back through W_hh, for the panels of `group`.
+    const auto output_gradient = [&](T* out, int64_t ldo, Range group) {
+      const int64_t begin = group.begin * Product::kWidth, end = smaller(group.end * Product::kWidth, P);
+      for (int64_t b = rows.begin; b < rows.end; ++b) {
+        const S* dh_n = b >= next ? layer.state(static_cast<const S*>(args.dh_n), d, b, P) : nullptr;
+        for (int64_t j = begin; j < end; j += kLane) {
+          Vec<T> dh{};
+          if (dy) dh = load(dy + b * ld + j, P - j);
+          if (dy_above) {
+            dh = load(dy_above + b * ld + j, P - j);
+            if (mask) dh *= load(mask + b * ld + j, P - j);
+          }
+          if (dh_n) dh += load(dh_n + j, P - j);
+          store(out + b * ldo + j, dh);
+        }
+      }
+      for (int g = 0; g < G && going_on > rows.begin; ++g)
+        product(out + rows.begin * ldo, ldo, da_next.at(rows.begin, Cell::hidden_column(g) * Hk),
+                going_on - rows.begin, W_hh(layer, d, g), group, Into::add);
+    };
+    const bool projected = args.shape.projected;
+    if (projected) {
+      output_gradient(z.dh_t, ldp, {0, panel_count<Product>(P)});
+      for (int64_t b = rows.begin; b < rows.end; ++b)
+        for (int64_t j = 0; j < P; j += kLane) da.write(b, C * Hk + j, load(z.dh_t + b * ldp + j, P - j));
+      product(z.dh + rows.begin * ldh, ldh, da.at(rows.begin, C * Hk), rows.size(), W_hr(layer, d), panels,
+              Into::assign);
+    }
     const int64_t together = going_on - rows.begin == 1 ? Product::kSingle : 1;
     for (int64_t p = panels.begin; p < panels.end; p += together) {
       const Range group{p, smaller(p + together, panels.end)};
       const int64_t begin = p * Product::kWidth, end = smaller(group.end * Product::kWidth, H);
+      if (!projected) output_gradient(z.dh, ldh, group);
       for (int64_t b = rows.begin; b < rows.end; ++b) {
-        const S* dh_n = b >= next ? layer.state(static_cast<const S*>(args.dh_n), d, b) : nullptr;
-        for (int64_t j = begin; j < end; j += kLane) {
-          Vec<T> dh{};
-          if (dy) dh = load(dy + b * ld + j, H - j);
-          if (dy_above) {
-            dh = load(dy_above + b * ld + j, H - j);
-            if (mask) dh *= load(mask + b * ld + j, H - j);
-          }
-          if (dh_n) dh += load(dh_n + j, H - j);
-          store(z.dh + b * ldh + j, dh);
-        }
-      }
-      for (int g = 0; g < G && going_on > rows.begin; ++g)
-        product(z.dh + rows.begin * ldh, ldh, da_next.at(rows.begin, Cell::hidden_column(g) * Hk),
-                going_on - rows.begin, W_hh(layer, d, g), group, Into::add);
-      for (int64_t b = rows.begin; b < rows.end; ++b) {
-        const S* tape = layer.tape(static_cast<const S*>(args.tape), d, row + b, Cell::tape);
-        const S* dc_n = layer.state(static_cast<const S*>(args.dc_n), d, b);
+        const S* tape = layer.tape(static_cast<const S*>(args.tape), d, row + b, Cell::tape + projected);
+        const S* out_t = projected ? tape + Cell::tape * H : y + b * ld;
+        const S* dc_n = layer.state(static_cast<const S*>(args.dc_n), d, b, H);
         for (int64_t j = begin; j < end; j += kLane) {
           Vec<T> kept[Cell::tape + 1], out[C], dh = load(z.dh + b * ldh + j), carry{};
           for (int i = 0; i < Cell::tape; ++i) kept[i] = load(tape + i * H + j, H - j);
@@ -210,7 +236,7 @@ class Backward {
               carry = load(dc_n + j, H - j);
           }
           if constexpr (Cell::carry == Carry::hidden) dh += carry;
-          Cell::backward(kept, load(y + b * ld + j, H - j), dh, carry, out);
+          Cell::backward(kept, load(out_t + j, H - j), dh, carry, out);
           if constexpr (Cell::carry != Carry::none) store(z.carry + b * ldh + j, carry);
           for (int i = 0; i < C; ++i) da.write(b, i * Hk + j, out[i]);
         }
@@ -223,11 +249,11 @@ class Backward {
     const int64_t begin = which.begin > sequences.begin ? which.begin : sequences.begin;
     const int64_t count = smaller(which.end, sequences.end) - begin;
     if (count <= 0) return;
-    T* dh_0 = layer.state(static_cast<T*>(args.dh_0), d, begin);
+    T* dh_0 = layer.state(static_cast<T*>(args.dh_0), d, begin, P);
     for (int g = 0; g < G && dh_0; ++g)
-      product(dh_0, H, da.at(begin, Cell::hidden_column(g) * Hk), count, W_hh(layer, d, g), panels,
-              g > 0 ? Into::add : Into::assign);
-    T* target = Cell::carry == Carry::cell ? layer.state(static_cast<T*>(args.dc_0), d, begin) : dh_0;
+      product(dh_0, P, da.at(begin, Cell::hidden_column(g) * Hk), count, W_hh(layer, d, g),
+              {panels.begin, smaller(panels.end, panel_count<Product>(P))}, g > 0 ? Into::add : Into::assign);
+    T* target = Cell::carry == Carry::cell ? layer.state(static_cast<T*>(args.dc_0), d, begin, H) : dh_0;
     if (Cell::carry == Carry::none || !target) return;
     const int64_t last = smaller(panels.end * Product::kWidth, H);
     for (int64_t b = 0; b < count; ++b)
@@ -250,7 +276,7 @@ class Backward {
   }
 
   void input_gradient(const L& layer, int64_t d, Range rows, const Gradients& da, const Team& team) {
-    const int64_t N = layer.inputs(), panels = (N + Product::kWidth - 1) / Product::kWidth;
+    const int64_t N = layer.inputs(), panels = panel_count<Product>(N);
     // A worker keeps its part of W_ih in its own cache, or else all of it.
     const bool by_panel = args.plan.split == Split::hidden && panels >= team.size;
     const Range mine = by_panel ? Range{0, rows.size()} : team.part(rows.size(), Product::kRowUnit);
@@ -262,39 +288,48 @@ class Backward {
   }
 
   void weight_gradients(const L& layer, int64_t d, Chunk c, Range rows, const Gradients& da, const Team& team) {
-    const Direction& z = direction[d];
+    enum Weight { ih, hh, hr };
     const LayerGradients& out = args.gradients[layer.l * args.shape.D + d];
-    const int64_t K = layer.inputs(), width = Product::kWidth;
-    const int64_t ih_panels = (K + width - 1) / width, hh_panels = (H + width - 1) / width;
-    const Range mine = team.part(ih_panels + hh_panels);
+    void* const dW[] = {out.dW_ih, out.dW_hh, out.dW_hr};
+    const int64_t columns[] = {layer.inputs(), P, args.shape.projected ? H : 0};
+    int64_t panels = 0;
+    for (const int64_t N : columns) panels += panel_count<Product>(N);
+    Range mine = team.part(panels);
     const bool first = c.end == args.seq.T;  // chunks come in reverse
-    const Transposed da_T = Product::transposed(z.da_T, da, chunk_rows);
+    const Transposed da_T = Product::transposed(direction[d].da_T, da, chunk_rows);
     if (!Product::kOnFloats) {
-      Product::transpose(da_T, da, rows.size(), team.part(C * Hk, Product::kRowUnit));
+      Product::transpose(da_T, da, rows.size(), team.part(width, Product::kRowUnit));
       team.wait();
     }
-    const S** inputs = z.inputs + team.rank * chunk_rows;
-    const S** previous = z.previous + team.rank * chunk_rows;
-    if (mine.begin < ih_panels) layer.input_rows(layer.l > 0 ? output(layer.l - 1) : nullptr, rows, inputs);
-    if (mine.end > ih_panels) previous_states(layer, d, c, previous);
-    for (int64_t p = mine.begin, count; p < mine.end; p += count) {
-      const bool ih = p < ih_panels;
-      count = smaller(panels_at_once(), (ih ? smaller(ih_panels, mine.end) : mine.end) - p);
-      const S* mask = ih ? layer.mask() : nullptr;
-      const S** sources = ih ? inputs : previous;
-      const int64_t N = ih ? K : H, column = (ih ? p : p - ih_panels) * width;
-      const Right B = Right::of(z.panel + team.rank * panel_bytes(), rows.size(), smaller(count * width, N - column));
-      const auto row = [&](int64_t k, int64_t n, int64_t count) {
-        if (!sources[k]) return Vec<T>{};
-        const Vec<T> v = load(sources[k] + column + n, count);
-        return mask ? as_stored<S>(v * load(mask + (rows.begin + k) * N + column + n, count)) : v;
-      };
-      pack_rows(B, row, Range{0, count});
-      T* dW = static_cast<T*>(ih ? out.dW_ih : out.dW_hh) + column;
-      for (int g = 0; g < G; ++g)
-        for (int64_t m = 0; m < H; m += Product::kLeftRows)
-          product(dW + (g * H + m) * N, N, da_T.at((ih ? g : Cell::hidden_column(g)) * Hk + m),
-                  smaller(Product::kLeftRows, H - m), B, Range{0, count}, first ? Into::assign : Into::add);
+    char* panel = direction[d].panel + team.rank * panel_bytes();
+    const S** sources = direction[d].rows + team.rank * chunk_rows;
+    for (int w = ih; w <= hr && mine.end > 0; ++w) {
+      const int64_t N = columns[w], end = smaller(mine.end, panel_count<Product>(N));
+      const S* mask = w == ih ? layer.mask() : nullptr;
+      if (mine.begin < end) {
+        if (w == ih) layer.input_rows(layer.l > 0 ? output(layer.l - 1) : nullptr, rows, sources);
+        if (w == hh) layer.previous_rows(output(layer.l), d, c, sources);
+        if (w == hr) layer.unprojected_rows(Cell::tape, d, rows, sources);
+      }
+      for (int64_t p = mine.begin, count; p < end; p += count) {
+        count = smaller(panels_at_once(), end - p);
+        const int64_t column = p * Product::kWidth, M = w == hr ? P : H;
+        const Right B = Right::of(panel, rows.size(), smaller(count * Product::kWidth, N - column));
+        const auto row = [&](int64_t k, int64_t n, int64_t count) {
+          if (!sources[k]) return Vec<T>{};
+          const Vec<T> v = load(sources[k] + column + n, count);
+          return mask ? as_stored<S>(v * load(mask + (rows.begin + k) * N + column + n, count)) : v;
+        };
+        pack_rows(B, row, Range{0, count});
+        for (int g = 0; g < (w == hr ? 1 : G); ++g) {
+          const int left = w == hr ? C : w == hh ? Cell::hidden_column(g) : g;
+          for (int64_t m = 0; m < M; m += Product::kLeftRows)
+            product(static_cast<T*>(dW[w]) + (g * M + m) * N + column, N, da_T.at(left * Hk + m),
+                    smaller(Product::kLeftRows, M - m), B, Range{0, count}, first ? Into::assign : Into::add);
+        }
+      }
+      const int64_t done = panel_count<Product>(N);
+      mine = {mine.begin > done ? mine.begin - done : 0, mine.end - done};
     }
     if (args.shape.bias) bias_gradients(out, first, rows.size(), da, team);
   }
@@ -317,20 +352,9 @@ class Backward {
       }
   }
 
-  // h_{t-1} of every row of the chunk; null where it is a zero initial state.
-  void previous_states(const L& layer, int64_t d, Chunk c, const S** out) const {
-    const int64_t ld = layer.outputs(), first = layer.rows(d, c).begin;
-    for (int64_t s = c.begin; s < c.end; ++s) {
-      const int64_t before = layer.active(d, s - 1), active = layer.active(d, s);
-      const S** row = out + layer.first_row(d, s) - first;
-      const S* y = before > 0 ? output(layer.l) + layer.first_row(d, s - 1) * ld + d * H : nullptr;
-      for (int64_t b = 0; b < active; ++b) row[b] = b < before ? y + b * ld : layer.h_0(d, b);
-    }
-  }
-
   const BackwardArgs& args;
-  const int64_t H, Hp, Hk;  // units; in vectors; as a product's operand
-  int64_t ldh, chunk_rows;
+  const int64_t H, P, Hp, Hk;  // Hp, Hk: units in vectors, and as a product's operand
+  int64_t width, ldh, ldp, chunk_rows;
   size_t bytes;
   Direction direction[2];
   T* dx_below[2];

@@ -1,7 +1,7 @@
 // Forward of a whole stack, run by every worker of the team at once.
 //
 // Per layer: pack the weights; then chunk by chunk  a = W_ih x_t + b_ih + b_hh  for all steps of the chunk as one
-// product, and step by step  a += W_hh h_{t-1},  h_t = cell(a).
+// product, and step by step  a += W_hh h_{t-1},  h_t = cell(a), with a projection  h_t = W_hr cell(a).
 
 template <class Cell, class S, class Product>
 class Forward {
@@ -14,34 +14,43 @@ class Forward {
   static constexpr int64_t kStreamBytes = 4 * 1024 * 1024;  // an output larger than this is stored past the caches
 
   struct Direction {
-    char* W_ih;  // panels of W_ih^T, gate by gate
-    char* W_hh;  // panels of W_hh^T, gate by gate
-    T* bias;     // [C, Hp]
-    T* a[2];     // [rows of a chunk, C, Hp]: pre-activations, of this chunk and of the next one
-    States h[2];  // [B, H]: states before and after a step
-    T* c;        // [B, Hp]: cell state
+    char* W_ih;   // panels of W_ih^T, gate by gate
+    char* W_hh;   // panels of W_hh^T, gate by gate
+    char* W_hr;   // panels of W_hr^T
+    T* bias;      // [C, Hp]
+    T* a[2];      // [rows of a chunk, C, Hp]: pre-activations, of this chunk and of the next one
+    States h[2];  // [B, P]: states before and after a step
+    T* c;         // [B, Hp]: cell state
+    States out;   // [B, H]: output of the cell before the projection
+    T* projected;  // [B, Pp]: and behind it
     char* input;  // [workers, input_rows, I]: the input where it does not lie as the product needs it
     const S** rows;  // [workers, rows of a chunk]
   };
 
  public:
-  explicit Forward(const ForwardArgs& args) : args(args), H(args.shape.H), Hp(round_up(H, kLane)) {
+  explicit Forward(const ForwardArgs& args) : args(args), H(args.shape.H), P(args.shape.P), Hp(round_up(H, kLane)) {
     const Shape& s = args.shape;
-    const int64_t widest = s.L > 1 && s.D * H > s.I ? s.D * H : s.I;
+    const int64_t widest = s.L > 1 && s.D * P > s.I ? s.D * P : s.I;
     chunk_rows = smaller(args.plan.forward_steps, args.seq.T) * args.seq.B;
     lda = padded_stride<T>(C * Hp);
-    ldh = padded_stride<T>(Hp);
+    ldh = padded_stride<T>(round_up(P, kLane));
+    ldc = padded_stride<T>(Hp);
     input_rows = smaller(chunk_rows, Product::kInputRows);
     input_bytes = round_up(States::bytes(input_rows, widest), 64);
+    past_caches = args.seq.R * s.D * P * int64_t(sizeof(S)) > kStreamBytes;
     Workspace w{static_cast<char*>(args.workspace)};
+    const auto states = [&](int64_t rows, int64_t K) { return States::of(w.take<char>(States::bytes(rows, K)), K); };
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];
       z.W_ih = args.plan.unpacked ? nullptr : w.take<char>(G * Right::bytes(widest, H));
-      z.W_hh = args.plan.unpacked ? nullptr : w.take<char>(G * Right::bytes(H, H));
+      z.W_hh = args.plan.unpacked ? nullptr : w.take<char>(G * Right::bytes(P, H));
+      z.W_hr = args.plan.unpacked || !s.projected ? nullptr : w.take<char>(Right::bytes(H, P));
       z.bias = w.take<T>(C * Hp);
       for (T*& a : z.a) a = w.take<T>(chunk_rows * lda);
-      for (States& h : z.h) h = States::of(w.take<char>(States::bytes(args.seq.B, H)), H);
-      z.c = w.take<T>(kHasCell ? args.seq.B * ldh : 0);
+      for (States& h : z.h) h = states(args.seq.B, P);
+      z.c = w.take<T>(kHasCell ? args.seq.B * ldc : 0);
+      z.out = states(s.projected ? args.seq.B : 0, H);
+      z.projected = w.take<T>(s.projected ? args.seq.B * ldh : 0);
       z.input = w.take<char>(args.plan.threads * input_bytes);
       z.rows = w.take<const S*>(args.plan.threads * chunk_rows);
     }
@@ -54,8 +63,11 @@ class Forward {
     [[maybe_unused]] const typename Product::Use use;
     const Roles roles(team, args.plan, args.shape.D);
     const int64_t chunks = chunk_count(args.seq.T, args.plan.forward_steps);
-    for (int64_t d = 0; d < args.shape.D; ++d)
-      for (const States& h : direction[d].h) clear_behind(h, args.seq.B, team);
+    for (int64_t d = 0; d < args.shape.D; ++d) {
+      const Direction& z = direction[d];
+      for (const States& h : z.h) clear_behind(h, P, team);
+      if (args.shape.projected) clear_behind(z.out, H, team);
+    }
     for (int64_t l = 0; l < args.shape.L; ++l) {
       const Layer<S, ForwardArgs> layer{args, l};
       for (int64_t d = 0; d < args.shape.D; ++d) pack(layer, d, team);
@@ -79,18 +91,19 @@ class Forward {
     const int64_t K = layer.inputs();
     return Right::of(direction[d].W_ih + g * Right::bytes(K, H), K, H);
   }
-  Right W_hh(int64_t d, int g) const { return Right::of(direction[d].W_hh + g * Right::bytes(H, H), H, H); }
+  Right W_hh(int64_t d, int g) const { return Right::of(direction[d].W_hh + g * Right::bytes(P, H), P, H); }
+  Right W_hr(int64_t d) const { return Right::of(direction[d].W_hr, H, P); }
 
-  S* output(int64_t l) const {  // [R, D*H]
+  S* output(int64_t l) const {  // [R, D*P]
     if (l == args.shape.L - 1) return static_cast<S*>(args.y);
-    return static_cast<S*>(args.hidden) + l % args.hidden_slots * args.seq.R * args.shape.D * H;
+    return static_cast<S*>(args.hidden) + l % args.hidden_slots * args.seq.R * args.shape.D * P;
   }
 
-  // The numbers behind the units, which a product reads and no step writes.
-  void clear_behind(const States& h, int64_t rows, const Team& team) const {
-    const Range mine = team.part(rows);
-    for (int64_t r = mine.begin; r < mine.end; ++r)
-      for (int64_t k = Hp; k < States::width(H); k += kLane) h.write(r, k, Vec<T>{});
+  // The numbers behind the K of each row, which a product reads and no step writes.
+  void clear_behind(const States& rows, int64_t K, const Team& team) const {
+    const Range mine = team.part(args.seq.B);
+    for (int64_t b = mine.begin; b < mine.end; ++b)
+      for (int64_t k = round_up(K, kLane); k < States::width(K); k += kLane) rows.write(b, k, Vec<T>{});
   }
 
   void pack(const L& layer, int64_t d, const Team& team) {
@@ -109,15 +122,16 @@ class Forward {
     for (int g = 0; g < G; ++g) {
       const Right ih = W_ih(layer, d, g), hh = W_hh(d, g);
       pack_transposed(ih, static_cast<const S*>(w.W_ih) + g * H * ih.K, ih.K, team.part(ih.count()));
-      pack_transposed(hh, static_cast<const S*>(w.W_hh) + g * H * H, H, team.part(hh.count()));
+      pack_transposed(hh, static_cast<const S*>(w.W_hh) + g * H * P, P, team.part(hh.count()));
     }
+    if (w.W_hr) pack_transposed(W_hr(d), static_cast<const S*>(w.W_hr), H, team.part(panel_count<Product>(P)));
   }
 
   // a = W_ih x + b for the rows of a chunk.
   void project(const L& layer, Chunk c, const Team& team) {
     for (int64_t d = 0; d < args.shape.D; ++d) {
       const Direction& z = direction[d];
-      const Range all = layer.rows(d, c), panels{0, (H + Product::kWidth - 1) / Product::kWidth};
+      const Range all = layer.rows(d, c), panels{0, panel_count<Product>(H)};
       const bool by_unit = args.plan.split == Split::hidden;  // a worker then keeps its part of W_ih in its own cache
       const Range mine = by_unit ? Range{0, all.size()} : team.part(all.size(), Product::kRowUnit);
       const Range units = by_unit ? team.part(panels.end) : panels;
@@ -132,7 +146,8 @@ class Forward {
         const States x = input(layer, z, {all.begin + rows.begin, all.begin + rows.end}, team);
         for (int g = 0; g < G; ++g) {
           if (args.plan.unpacked)
-            unpacked_product(a + g * Hp, x, rows.size(), layer.weights(d).W_ih, g, layer.inputs(), {0, H});
+            unpacked_product(a + g * Hp, lda, x, rows.size(), layer.weights(d).W_ih, g, layer.inputs(),
+                             {units.begin * Product::kWidth, smaller(units.end * Product::kWidth, H)});
           else
             product(a + g * Hp, lda, x, rows.size(), W_ih(layer, d, g), units, Into::add);
         }
@@ -141,9 +156,10 @@ class Forward {
   }
 
   // C += A W^T for the rows `units` of gate g of a weight [G*H, K] as it lies.
-  void unpacked_product(T* out, const States& A, int64_t M, const void* weight, int g, int64_t K, Range units) {
+  void unpacked_product(T* out, int64_t ldo, const States& A, int64_t M, const void* weight, int g, int64_t K,
+                        Range units) {
     if constexpr (Product::kOnFloats)
-      dot_product(out, lda, A.data, A.ld, M, static_cast<const S*>(weight) + g * H * K, K, K, units);
+      dot_product(out, ldo, A.data, A.ld, M, static_cast<const S*>(weight) + g * H * K, K, K, units);
   }
 
   // Rows of the layer's input as an operand: in place where they already are one, else copied.
@@ -169,7 +185,7 @@ class Forward {
 
   void loop(const L& layer, int64_t d, Chunk c, const Team& team) {
     const Direction& z = direction[d];
-    const int64_t panels = (H + Product::kWidth - 1) / Product::kWidth;
+    const int64_t panels = panel_count<Product>(H);
     const bool by_unit = args.plan.split == Split::hidden;
     const Range sequences = by_unit ? Range{0, args.seq.B} : team.part(args.seq.B);
     const Range mine = by_unit ? team.part(panels) : Range{0, panels};
@@ -182,7 +198,9 @@ class Forward {
       const int64_t row = layer.first_row(d, s);
       const int64_t active = layer.active(d, s), next = layer.active(d, s + 1);
       T* a = z.a[c.index % 2] + (row - first) * lda;
-      step(layer, d, row, a, z.h[s % 2], z.h[(s + 1) % 2], {sequences.begin, smaller(sequences.end, active)}, mine);
+      const Range rows{sequences.begin, smaller(sequences.end, active)};
+      step(layer, d, row, a, z.h[s % 2], z.h[(s + 1) % 2], rows, mine);
+      if (args.shape.projected) step_projection(layer, d, row, z.h[(s + 1) % 2], rows);
       finish(layer, d, {next, active}, z.h[(s + 1) % 2], sequences, mine);
       begin(layer, d, {active, next}, z.h[(s + 1) % 2], sequences, mine);
       if (by_unit) team.wait();
@@ -196,8 +214,8 @@ class Forward {
     if (rows.size() <= 0) return;
     const Direction& z = direction[d];
     const int64_t ldy = layer.outputs();
-    S* y = output(layer.l) + row * ldy + d * H;
-    const bool past_caches = args.seq.R * ldy * int64_t(sizeof(S)) > kStreamBytes;
+    S* y = output(layer.l) + row * ldy + d * P;
+    const bool projected = args.shape.projected;
     const int64_t together = rows.size() == 1 ? Product::kSingle : 1;
     for (int64_t p = panels.begin; p < panels.end; p += together) {
       const Range group{p, smaller(p + together, panels.end)};
@@ -205,64 +223,102 @@ class Forward {
       for (int g = 0; g < G; ++g) {
         T* sum = a + rows.begin * lda + Cell::hidden_column(g) * Hp;
         if (args.plan.unpacked)
-          unpacked_product(sum, h.at(rows.begin), rows.size(), layer.weights(d).W_hh, g, H, {begin, end});
+          unpacked_product(sum, lda, h.at(rows.begin), rows.size(), layer.weights(d).W_hh, g, P, {begin, end});
         else
           product(sum, lda, h.at(rows.begin), rows.size(), W_hh(d, g), group, Into::add);
       }
       for (int64_t b = rows.begin; b < rows.end; ++b) {
-        S* tape = layer.tape(static_cast<S*>(args.tape), d, row + b, Cell::tape);
+        S* tape = layer.tape(static_cast<S*>(args.tape), d, row + b, Cell::tape + projected);
         for (int64_t j = begin; j < end; j += kLane) {
-          Vec<T> in[C], kept[Cell::tape + 1], c{};
+          Vec<T> in[C], kept[Cell::tape + 1], h_before{}, c{};
           for (int i = 0; i < C; ++i) in[i] = load(a + b * lda + i * Hp + j);
-          if constexpr (kHasCell) c = load(z.c + b * ldh + j);
-          const Vec<T> out = as_stored<S>(Cell::forward(in, h.read(b, j), c, kept));
-          if constexpr (kHasCell) store(z.c + b * ldh + j, c);
-          h_next.write(b, j, out);
+          if constexpr (kHasCell) c = load(z.c + b * ldc + j);
+          if constexpr (Cell::carry == Carry::hidden) h_before = h.read(b, j);
+          const Vec<T> out = Cell::forward(in, h_before, c, kept);
+          if constexpr (kHasCell) store(z.c + b * ldc + j, c);
+          if (projected)
+            z.out.write(b, j, out);
+          else
+            put(h_next, b, j, y + b * ldy + j, out, H - j);
           if (past_caches) {
-            stream(y + b * ldy + j, out, H - j);
             for (int i = 0; tape && i < Cell::tape; ++i) stream(tape + i * H + j, kept[i], H - j);
+            if (tape && projected) stream(tape + Cell::tape * H + j, out, H - j);
           } else {
-            store(y + b * ldy + j, out, H - j);
             for (int i = 0; tape && i < Cell::tape; ++i) store(tape + i * H + j, kept[i], H - j);
+            if (tape && projected) store(tape + Cell::tape * H + j, out, H - j);
           }
         }
       }
     }
   }
 
+  // h_t = W_hr out of the same sequences.
+  void step_projection(const L& layer, int64_t d, int64_t row, const States& h, Range rows) {
+    const Direction& z = direction[d];
+    T* sum = z.projected + rows.begin * ldh;
+    if (args.plan.unpacked) {
+      for (int64_t i = 0; i < rows.size() * ldh; ++i) sum[i] = 0;
+      unpacked_product(sum, ldh, z.out.at(rows.begin), rows.size(), layer.weights(d).W_hr, 0, H, {0, P});
+    } else {
+      product(sum, ldh, z.out.at(rows.begin), rows.size(), W_hr(d), Range{0, panel_count<Product>(P)}, Into::assign);
+    }
+    const int64_t ldy = layer.outputs();
+    S* y = output(layer.l) + row * ldy + d * P;
+    for (int64_t b = rows.begin; b < rows.end; ++b)
+      for (int64_t j = 0; j < P; j += kLane) {
+        // Beside a product's results there may be anything.
+        const Vec<T> v = load(z.projected + b * ldh + j, P - j);
+        put(h, b, j, y + b * ldy + j, v, P - j);
+      }
+  }
+
+  // Up to a vector of h_t of sequence b, for the next step and for the output.
+  void put(const States& h, int64_t b, int64_t j, S* y, Vec<T> v, int64_t count) const {
+    v = as_stored<S>(v);
+    h.write(b, j, v);
+    if (past_caches)
+      stream(y, v, count);
+    else
+      store(y, v, count);
+  }
+
   // The initial state of the sequences in `which` that are this worker's.
   void begin(const L& layer, int64_t d, Range which, const States& h, Range sequences, Range panels) {
-    for_units(which, sequences, panels, [&](int64_t b, int64_t j) {
+    for_vectors(which, sequences, panels, P, [&](int64_t b, int64_t j) {
       const S* h_0 = layer.h_0(d, b);
-      h.write(b, j, h_0 ? load(h_0 + j, H - j) : Vec<T>{});
-      if constexpr (kHasCell) {
-        const S* c_0 = layer.state(static_cast<const S*>(args.c_0), d, b);
-        store(direction[d].c + b * ldh + j, c_0 ? load(c_0 + j, H - j) : Vec<T>{});
-      }
+      h.write(b, j, h_0 ? load(h_0 + j, P - j) : Vec<T>{});
     });
+    if constexpr (kHasCell)
+      for_vectors(which, sequences, panels, H, [&](int64_t b, int64_t j) {
+        const S* c_0 = layer.state(static_cast<const S*>(args.c_0), d, b, H);
+        store(direction[d].c + b * ldc + j, c_0 ? load(c_0 + j, H - j) : Vec<T>{});
+      });
   }
 
   // The sequences in `which` have had their last step: their state is the final one.
   void finish(const L& layer, int64_t d, Range which, const States& h, Range sequences, Range panels) {
-    for_units(which, sequences, panels, [&](int64_t b, int64_t j) {
-      store(layer.state(static_cast<S*>(args.h_n), d, b) + j, h.read(b, j), H - j);
-      if constexpr (kHasCell)
-        store(layer.state(static_cast<S*>(args.c_n), d, b) + j, load(direction[d].c + b * ldh + j), H - j);
+    for_vectors(which, sequences, panels, P, [&](int64_t b, int64_t j) {
+      store(layer.state(static_cast<S*>(args.h_n), d, b, P) + j, h.read(b, j), P - j);
     });
+    if constexpr (kHasCell)
+      for_vectors(which, sequences, panels, H, [&](int64_t b, int64_t j) {
+        store(layer.state(static_cast<S*>(args.c_n), d, b, H) + j, load(direction[d].c + b * ldc + j), H - j);
+      });
   }
 
   template <class Do>
-  void for_units(Range which, Range sequences, Range panels, Do act) {
+  void for_vectors(Range which, Range sequences, Range panels, int64_t width, Do act) {
     const int64_t begin = which.begin > sequences.begin ? which.begin : sequences.begin;
     const int64_t end = smaller(which.end, sequences.end);
-    const int64_t last = smaller(panels.end * Product::kWidth, H);
+    const int64_t last = smaller(panels.end * Product::kWidth, width);
     for (int64_t b = begin; b < end; ++b)
       for (int64_t j = panels.begin * Product::kWidth; j < last; j += kLane) act(b, j);
   }
 
   const ForwardArgs& args;
-  const int64_t H, Hp;
-  int64_t lda, ldh, chunk_rows, input_rows, input_bytes;
+  const int64_t H, P, Hp;
+  int64_t lda, ldh, ldc, chunk_rows, input_rows, input_bytes;
+  bool past_caches;
   size_t bytes;
   Direction direction[2];
 };

@@ -31,6 +31,11 @@ struct Chunk {
   int64_t index, begin, end;
 };
 
+template <class Product>
+constexpr int64_t panel_count(int64_t columns) {
+  return (columns + Product::kWidth - 1) / Product::kWidth;
+}
+
 // Args is ForwardArgs or BackwardArgs.
 template <class S, class Args>
 struct Layer {
@@ -38,7 +43,7 @@ struct Layer {
   const Args& args;
   int64_t l;  // layer
 
-  int64_t outputs() const { return args.shape.D * args.shape.H; }
+  int64_t outputs() const { return args.shape.D * args.shape.P; }
   int64_t inputs() const { return l == 0 ? args.shape.I : outputs(); }
   const LayerWeights& weights(int64_t d) const { return args.weights[l * args.shape.D + d]; }
 
@@ -56,16 +61,16 @@ struct Layer {
     return {args.seq.first_row(first), args.seq.first_row(last) + args.seq.active(last)};
   }
 
-  // State of sequence b in `states` [L*D, B, H]; null where there are none.
-  template <class P>
-  P* state(P* states, int64_t d, int64_t b) const {
-    return states ? states + ((l * args.shape.D + d) * args.seq.B + b) * args.shape.H : nullptr;
+  // State of sequence b in `states` [L*D, B, width], width P for h and H for c; null where there are none.
+  template <class Number>
+  Number* state(Number* states, int64_t d, int64_t b, int64_t width) const {
+    return states ? states + ((l * args.shape.D + d) * args.seq.B + b) * width : nullptr;
   }
-  const S* h_0(int64_t d, int64_t b) const { return state(static_cast<const S*>(args.h_0), d, b); }
+  const S* h_0(int64_t d, int64_t b) const { return state(static_cast<const S*>(args.h_0), d, b, args.shape.P); }
 
   // What forward kept of row r for backward: `width` times H numbers; null where nothing is kept.
-  template <class P>
-  P* tape(P* all, int64_t d, int64_t r, int64_t width) const {
+  template <class Number>
+  Number* tape(Number* all, int64_t d, int64_t r, int64_t width) const {
     return all ? all + ((l * args.shape.D + d) * args.seq.R + r) * width * args.shape.H : nullptr;
   }
 
@@ -95,6 +100,23 @@ struct Layer {
     if (l > 0) return outputs();
     const bool equal = args.seq.batch_sizes || args.seq.B == 1 || args.x_step == args.seq.B * args.x_row;
     return !equal ? 0 : args.seq.batch_sizes || args.seq.B > 1 ? args.x_row : args.x_step;
+  }
+
+  // h_{t-1} of every row of a chunk; null where it is a zero initial state. `own` is this layer's output.
+  void previous_rows(const S* own, int64_t d, Chunk c, const S** out) const {
+    const int64_t ld = outputs(), first = rows(d, c).begin;
+    for (int64_t s = c.begin; s < c.end; ++s) {
+      const int64_t before = active(d, s - 1), now = active(d, s);
+      const S** row = out + first_row(d, s) - first;
+      const S* y = before > 0 ? own + first_row(d, s - 1) * ld + d * args.shape.P : nullptr;
+      for (int64_t b = 0; b < now; ++b) row[b] = b < before ? y + b * ld : h_0(d, b);
+    }
+  }
+
+  // Where a projection follows, the cell's output for the rows, behind the cell's own tape.
+  void unprojected_rows(int64_t cell_tape, int64_t d, Range rows, const S** out) const {
+    for (int64_t r = rows.begin; r < rows.end; ++r)
+      *out++ = tape(static_cast<const S*>(args.tape), d, r, cell_tape + 1) + cell_tape * args.shape.H;
   }
 };
 

@@ -52,7 +52,7 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   if (getenv("TUNE_FWD")) plan.forward_steps = steps_for(seq, atoi(getenv("TUNE_FWD")));
   plan.unpacked = !batch_invariant && plan.multiply == Multiply::fma && seq.R <= kUnpackedRows;
 
-  const double step_flops = 2.0 * gates * shape.H * shape.H;  // of one sequence and direction
+  const double step_flops = 2.0 * (gates + shape.projected) * shape.H * shape.P;  // of one sequence and direction
   const double flops = double(seq.R) * shape.L * shape.D * (step_flops + 2.0 * gates * shape.H * shape.I);
   if (threads < 2 || flops < kFlopsForThreads) return plan;
   plan.threads = threads;
@@ -61,7 +61,8 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   if (workers == 1) return plan;
   if (seq.B >= kSequencesPerWorker * workers)
     plan.split = Split::batch;
-  else if (seq.B * step_flops >= kFlopsForHiddenSplit * workers && shape.H >= 64 * workers)
+  // A projection needs every unit of a step: a split of the units would cost a second barrier.
+  else if (!shape.projected && seq.B * step_flops >= kFlopsForHiddenSplit * workers && shape.H >= 64 * workers)
     plan.split = Split::hidden;
   if (getenv("TUNE_SPLIT")) plan.split = Split(atoi(getenv("TUNE_SPLIT")));
   return plan;

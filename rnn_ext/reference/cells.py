@@ -8,7 +8,8 @@ A cell never sees the time loop, the weights or the sequence. The loop (loop.py)
 
 and the cell answers with the next state. The two halves arrive apart because some cells (the GRU)
 do more than add them. B is the batch, H the hidden size, G the number of gates, S the number of states.
-
+Where the loop projects h before it goes on, the old h is not [B, H]: only a cell that leaves it alone,
+as the LSTM does, can be projected.
 """
 
 from collections.abc import Callable
@@ -31,7 +32,8 @@ class Cell(Protocol):
     def backward(self, d_state: State, saved: Any) -> tuple[np.ndarray, np.ndarray, State]:
         """Gradient in the next state -> d_gates_x, d_gates_h [B, G*H] and d_state_prev.
 
-        d_state_prev holds only what reaches the old state directly; the way through W_hh is left to the loop.
+        d_state_prev holds only what reaches the old state directly (0 for nothing); the way through W_hh is left
+        to the loop.
         """
 
 
@@ -105,7 +107,7 @@ class LSTMCell:
         da = np.concatenate(
             [dc * g * i * (1 - i), dc * c_prev * f * (1 - f), dc * i * (1 - g**2), dh * tanh_c * o * (1 - o)], axis=1
         )
-        return da, da, (np.zeros_like(dh), dc * f)
+        return da, da, (0, dc * f)  # the old h enters through gates_h alone
 
 
 class GRUCell:

@@ -3,15 +3,19 @@
 Letters used for shapes:
     T  time steps          I  input size         L  layers
     B  batch               H  hidden size        D  directions (1, or 2 if bidirectional)
-    G  gates of the cell   S  states of the cell
+    G  gates of the cell   S  states of the cell  P  size of h: H, or that of its projection
 
 Parameters are a dict with PyTorch's names, shapes and gate order
 (https://docs.pytorch.org/docs/stable/generated/torch.nn.RNN.html), for layer k, and the same names with the
 suffix "_reverse" for the direction that reads from the end:
-    weight_ih_l{k}  [G*H, I], or [G*H, D*H] for k > 0
-    weight_hh_l{k}  [G*H, H]
+    weight_ih_l{k}  [G*H, I], or [G*H, D*P] for k > 0
+    weight_hh_l{k}  [G*H, P]
     bias_ih_l{k}    [G*H]      bias_hh_l{k}  [G*H]      both or neither
-How many layers and directions there are is read from the names.
+    weight_hr_l{k}  [P, H]                              for a projection of the LSTM: h_t = W_hr (what the cell gives)
+How many layers and directions there are, and whether h is projected, is read from the names.
+
+The projection: H. Sak, A. Senior, F. Beaufays, "Long short-term memory recurrent neural network architectures for
+large scale acoustic modeling", Interspeech 2014.
 
 BPTT: P. Werbos, "Backpropagation through time: what it does and how to do it", Proc. IEEE 78 (1990).
 """
@@ -30,7 +34,8 @@ class Run(NamedTuple):
 
     suffix: str  # "_l0", "_l0_reverse", "_l1", ...: the end of its parameters' names
     x: np.ndarray  # [T, B, I]  its input
-    h_prev: np.ndarray  # [T, B, H]  the hidden state that entered step t
+    h_prev: np.ndarray  # [T, B, P]  the hidden state that entered step t
+    out: np.ndarray  # [T, B, H]  the cell's h_t, before a projection
     saved: list  # T entries, each what the cell wants back in its backward step
     steps: range  # the order in which it walked through time
 
@@ -55,17 +60,25 @@ def stack_of(params: Arrays) -> tuple[int, int]:
 
 
 def param_shapes(
-    cell: Cell, input_size: int, hidden_size: int, layers: int, directions: int
+    cell: Cell, input_size: int, hidden_size: int, layers: int, directions: int, proj_size: int = 0
 ) -> dict[str, tuple]:
-    """Name and shape of every parameter of a stack, in PyTorch's order."""
+    """Name and shape of every parameter of a stack, in PyTorch's order. A proj_size of 0 is no projection."""
     shapes: dict[str, tuple] = {}
-    rows = cell.gates * hidden_size
+    rows, output_size = cell.gates * hidden_size, proj_size or hidden_size
     for layer in range(layers):
-        columns = directions * hidden_size if layer else input_size
+        columns = directions * output_size if layer else input_size
         for suffix in (f"_l{layer}", f"_l{layer}_reverse")[:directions]:
-            shapes["weight_ih" + suffix], shapes["weight_hh" + suffix] = (rows, columns), (rows, hidden_size)
+            shapes["weight_ih" + suffix], shapes["weight_hh" + suffix] = (rows, columns), (rows, output_size)
             shapes["bias_ih" + suffix] = shapes["bias_hh" + suffix] = (rows,)
+            if proj_size:
+                shapes["weight_hr" + suffix] = (proj_size, hidden_size)
     return shapes
+
+
+def state_widths(cell: Cell, params: Arrays) -> tuple[int, ...]:
+    """Size of each state: P of h, H of the others."""
+    rows, output_size = params["weight_hh_l0"].shape
+    return (output_size, *[rows // cell.gates] * (cell.states - 1))
 
 
 def forward(
@@ -80,20 +93,20 @@ def forward(
 
     cell           a cell of cells.py, e.g. RNNCell(tanh)
     x              [T, B, I], float32 or float64; every result has its dtype
-    initial_state  S arrays [L*D, B, H], zeros if None
+    initial_state  S arrays [L*D, B, P], but H for any behind the first; zeros if None
     lengths        B integers in 1..T, in any order; T for all if None. Past its length a sequence does not
                    exist: its state stands still, its output is zero, what x holds there is not read
-    dropout_masks  L-1 arrays [T, B, D*H], multiplied onto the output of each layer but the last
+    dropout_masks  L-1 arrays [T, B, D*P], multiplied onto the output of each layer but the last
                    (1/(1-p) where kept, 0 where dropped); nothing is dropped if None
 
-    Returns the output [T, B, D*H] (forward direction first), the final state (S arrays [L*D, B, H]: after the
+    Returns the output [T, B, D*P] (forward direction first), the final state (shaped as the initial one: after the
     last step of each sequence, or after its first for the reverse direction) and the tape for `backward`.
     Raises ValueError if a shape or a length does not fit.
     """
-    (T, B, _), H = x.shape, params["weight_hh_l0"].shape[1]
+    T, B, _ = x.shape
     L, D = stack_of(params)
     if initial_state is None:
-        initial_state = (np.zeros((L * D, B, H), x.dtype),) * cell.states
+        initial_state = tuple(np.zeros((L * D, B, n), x.dtype) for n in state_widths(cell, params))
     _check(cell, x, params, initial_state, dropout_masks, L, D)
     active = _active(lengths, T, B)
 
@@ -112,7 +125,7 @@ def forward(
             outputs.append(y)
             final.append(state)
             runs.append(run)
-        layer_input = np.concatenate(outputs, axis=2)  # [T, B, D*H]
+        layer_input = np.concatenate(outputs, axis=2)  # [T, B, D*P]
     final_state = tuple(np.stack(rows) for rows in zip(*final, strict=True))
     return layer_input, final_state, Tape(cell, params, runs, active, dropout_masks)
 
@@ -122,18 +135,18 @@ def backward(
 ) -> tuple[np.ndarray, State, Arrays]:
     """Send the gradients of a loss back through `forward`.
 
-    d_output       [T, B, D*H], gradient of the loss in the output; zeros if None
-    d_final_state  S arrays [L*D, B, H], gradient in the final state; zeros if None
+    d_output       [T, B, D*P], gradient of the loss in the output; zeros if None
+    d_final_state  S arrays, gradient in the final state and shaped like it; zeros if None
 
-    Returns d_x [T, B, I], d_initial_state (S arrays [L*D, B, H]) and the gradients of the parameters under
+    Returns d_x [T, B, I], d_initial_state (shaped like it, too) and the gradients of the parameters under
     their names. Each is a plain sum over time and batch: a mean belongs into the loss, once.
     """
     L, D = stack_of(tape.params)
-    T, B, H = tape.runs[0].h_prev.shape
+    T, B, P = tape.runs[0].h_prev.shape
     dtype = tape.runs[0].x.dtype
-    d_layer = np.zeros((T, B, D * H), dtype) if d_output is None else d_output
+    d_layer = np.zeros((T, B, D * P), dtype) if d_output is None else d_output
     if d_final_state is None:
-        d_final_state = (np.zeros((L * D, B, H), dtype),) * tape.cell.states
+        d_final_state = tuple(np.zeros((L * D, B, n), dtype) for n in state_widths(tape.cell, tape.params))
 
     grads: Arrays = {}
     d_initial: list[State] = [()] * (L * D)
@@ -141,7 +154,7 @@ def backward(
         d_inputs = []
         for direction in range(D):
             row = layer * D + direction
-            dy = d_layer[..., direction * H : (direction + 1) * H]  # this direction's share of the output
+            dy = d_layer[..., direction * P : (direction + 1) * P]  # this direction's share of the output
             d_state = tuple(s[row] for s in d_final_state)
             dx, d_initial[row] = _backward_direction(tape, tape.runs[row], dy, d_state, grads)
             d_inputs.append(dx)
@@ -153,35 +166,45 @@ def backward(
 
 
 def _forward_direction(cell, x, params, suffix, state, steps, active):
-    """One direction of one layer: x [T, B, I] and a state of S arrays [B, H] -> y [T, B, H], state, Run."""
+    """One direction of one layer: x [T, B, I] and a state of S arrays [B, P or H] -> y [T, B, P], state, Run."""
     W_ih, W_hh = params["weight_ih" + suffix], params["weight_hh" + suffix]
     b_ih, b_hh = params.get("bias_ih" + suffix, 0), params.get("bias_hh" + suffix, 0)
-    (T, B, _), H = x.shape, W_hh.shape[1]
+    W_hr = params.get("weight_hr" + suffix)
+    (T, B, _), (rows, P) = x.shape, W_hh.shape
 
     gates_x = x @ W_ih.T + b_ih  # [T, B, G*H]: needs no past, so all steps at once
-    y, h_prev, saved = np.zeros((T, B, H), x.dtype), np.zeros((T, B, H), x.dtype), [None] * T
+    y, h_prev, saved = np.zeros((T, B, P), x.dtype), np.zeros((T, B, P), x.dtype), [None] * T
+    out = np.zeros((T, B, rows // cell.gates), x.dtype)
     for t in steps:
         h_prev[t] = state[0]
         gates_h = state[0] @ W_hh.T + b_hh  # [B, G*H]
         new, saved[t] = cell.forward(gates_x[t], gates_h, state)
+        out[t] = new[0]
+        if W_hr is not None:
+            new = (out[t] @ W_hr.T, *new[1:])
         y[t] = np.where(active[t], new[0], 0)
         state = tuple(np.where(active[t], n, s) for n, s in zip(new, state, strict=True))
-    return y, state, Run(suffix, x, h_prev, saved, steps)
+    return y, state, Run(suffix, x, h_prev, out, saved, steps)
 
 
 def _backward_direction(tape, run, dy, d_state, grads):
-    """The same walk in the opposite order: dy [T, B, H] and d_state of S arrays [B, H] -> dx, d_state.
+    """The same walk in the opposite order: dy [T, B, P] and d_state of S arrays [B, P or H] -> dx, d_state.
 
     Puts the gradients of this direction's parameters into grads.
     """
     W_ih, W_hh = tape.params["weight_ih" + run.suffix], tape.params["weight_hh" + run.suffix]
+    W_hr = tape.params.get("weight_hr" + run.suffix)
     T, B, _ = run.h_prev.shape
+    d_h = np.zeros_like(run.h_prev)
     d_gates_x = np.zeros((T, B, W_ih.shape[0]), run.x.dtype)
     d_gates_h = np.zeros((T, B, W_hh.shape[0]), run.x.dtype)
     for t in reversed(run.steps):
         on = tape.active[t]
         # h_t is used twice: as this step's output and by the next step. Its gradient is the sum of both.
         d_new = (d_state[0] + dy[t], *d_state[1:])
+        d_h[t] = np.where(on, d_new[0], 0)
+        if W_hr is not None:
+            d_new = (d_h[t] @ W_hr, *d_new[1:])  # h_t = W_hr out
         d_gx, d_gh, d_prev = tape.cell.backward(d_new, run.saved[t])
         d_gates_x[t], d_gates_h[t] = np.where(on, d_gx, 0), np.where(on, d_gh, 0)
         d_prev = (d_prev[0] + d_gh @ W_hh, *d_prev[1:])  # gates_h = W_hh h_{t-1} + b_hh
@@ -193,6 +216,8 @@ def _backward_direction(tape, run, dy, d_state, grads):
     grads["weight_hh" + run.suffix] = _sum_of_outer_products(d_gates_h, run.h_prev)
     grads["bias_ih" + run.suffix] = d_gates_x.sum((0, 1))
     grads["bias_hh" + run.suffix] = d_gates_h.sum((0, 1))
+    if W_hr is not None:
+        grads["weight_hr" + run.suffix] = _sum_of_outer_products(d_h, run.out)
     return d_gates_x @ W_ih, d_state  # gates_x = W_ih x + b_ih
 
 
@@ -212,11 +237,12 @@ def _active(lengths, T, B):
 def _check(cell, x, params, initial_state, dropout_masks, L, D):
     """Refuse shapes that NumPy would broadcast into a wrong answer."""
     T, B, input_size = x.shape
-    H = params["weight_hh_l0"].shape[1]
-    shapes = param_shapes(cell, input_size, H, L, D)
+    rows, P = params["weight_hh_l0"].shape
+    shapes = param_shapes(cell, input_size, rows // cell.gates, L, D, P if "weight_hr_l0" in params else 0)
     expected = [(name, params[name].shape, shapes.get(name)) for name in params]
-    expected += [(f"initial_state[{i}]", s.shape, (L * D, B, H)) for i, s in enumerate(initial_state)]
-    expected += [(f"dropout_masks[{i}]", m.shape, (T, B, D * H)) for i, m in enumerate(dropout_masks or [])]
+    widths = zip(initial_state, state_widths(cell, params), strict=False)
+    expected += [(f"initial_state[{i}]", s.shape, (L * D, B, n)) for i, (s, n) in enumerate(widths)]
+    expected += [(f"dropout_masks[{i}]", m.shape, (T, B, D * P)) for i, m in enumerate(dropout_masks or [])]
     for name, got, shape in expected:
         if got != shape:
             raise ValueError(f"{name}: expected shape {shape}, got {got}")

@@ -12,10 +12,10 @@ from .cells import sigmoid
 from .loop import Arrays, param_shapes
 
 
-def init_params(cell, input_size, hidden_size, layers=1, directions=1, seed=0, dtype=np.float64) -> Arrays:
+def init_params(cell, input_size, hidden_size, layers=1, directions=1, seed=0, dtype=np.float64, proj_size=0) -> Arrays:
     """Parameters for `loop.forward`, uniform in +-1/sqrt(H) as PyTorch's recurrent layers start."""
     rng, bound = np.random.default_rng(seed), 1 / math.sqrt(hidden_size)
-    shapes = param_shapes(cell, input_size, hidden_size, layers, directions)
+    shapes = param_shapes(cell, input_size, hidden_size, layers, directions, proj_size)
     return {name: rng.uniform(-bound, bound, shape).astype(dtype) for name, shape in shapes.items()}
 
 
