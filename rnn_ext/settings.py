@@ -15,7 +15,7 @@ class batch_invariant:
 
     `with batch_invariant():` switches it on inside the block, `batch_invariant(True)` from now on, for all threads.
     It is off by default, where the same already holds except for calls with no more than four rows (sequences times
-    steps): those skip packing the weights, which sums in another order.
+    steps; for a cell, sequences): those skip packing the weights, which sums in another order.
 
     Args:
         enabled: on (the default) or off.
