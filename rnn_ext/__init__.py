@@ -1,21 +1,24 @@
-"""Fused recurrent layers for PyTorch: drop-in replacements for `torch.nn.RNN` with C++ forward and backward kernels.
+"""Fused recurrent layers for PyTorch: drop-in replacements for those of `torch.nn`, with C++ kernels both ways.
 
     from rnn_ext import RNN
 
     layer = RNN(input_size=64, hidden_size=128, num_layers=2)   # parameters and call as in torch.nn.RNN
     output, h_n = layer(x)
 
-`explain` tells how a call is carried out, `batch_invariant` makes results independent of the rest of the batch, and
-`rnn_ext.reference` is the readable NumPy specification that the kernels are tested against.
+`accelerate` does so inside a whole model, `explain` tells how a call is carried out, `batch_invariant` makes results
+independent of the rest of the batch, and `rnn_ext.reference` is the readable NumPy specification that the kernels are
+tested against. `python -m rnn_ext` prints versions and checks that they compute right on this machine.
 """
 
 from importlib.metadata import PackageNotFoundError, version
 
 from rnn_ext._load import _C as _C
+from rnn_ext.accelerate import Replacements, accelerate, restore
+from rnn_ext.cells import GRUCell, LSTMCell, RNNCell
 from rnn_ext.explain import Explanation, explain
 from rnn_ext.modules import GRU, LSTM, RNN
 from rnn_ext.route import SlowPathWarning
-from rnn_ext.settings import batch_invariant, is_batch_invariant
+from rnn_ext.settings import batch_invariant, float32_product, is_batch_invariant, set_float32_product
 
 try:
     __version__ = version("rnn_ext")
@@ -26,9 +29,17 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
     "Explanation",
+    "Replacements",
     "SlowPathWarning",
+    "accelerate",
     "batch_invariant",
     "explain",
+    "float32_product",
     "is_batch_invariant",
+    "set_float32_product",
+    "restore",
 ]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnn_ext import settings
 from rnn_ext._load import _C
+from rnn_ext.base import Recurrent
+from rnn_ext.cells import Cell
 
 _PLANS = {
     "unpacked": "so few rows that the weights are used as they lie, on one thread",
@@ -33,6 +36,7 @@ class Explanation:
         plan: name of the kernels' plan; None on path "torch".
         isa: instruction set of the kernels; None on path "torch".
         threads: how many threads the call asks for.
+        product: how the kernels multiply, "fma" or "amx" (`set_float32_product`); None on path "torch".
     """
 
     path: str
@@ -40,50 +44,53 @@ class Explanation:
     plan: str | None
     isa: str | None
     threads: int
+    product: str | None
 
     def __str__(self) -> str:
         if self.path == "torch":
             return f"torch's own operator: {self.reason}"
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        return f"kernel for {self.isa}, plan '{self.plan}', {threads}: {self.reason}"
+        return f"kernel for {self.isa}, products by {self.product}, plan '{self.plan}', {threads}: {self.reason}"
 
 
-def explain(module: torch.nn.Module, input: Tensor | PackedSequence, hx: Tensor | None = None) -> Explanation:
+def explain(
+    module: nn.Module, input: Tensor | PackedSequence, hx: Tensor | Sequence[Tensor] | None = None
+) -> Explanation:
     """Tells which path, plan, instruction set and threads `module(input, hx)` takes here and now, and why.
 
     Args:
-        module: a layer of rnn_ext.
+        module: a layer or a cell of rnn_ext.
         input, hx: as for the call, shapes and dtypes too; nothing is computed.
 
     Raises:
-        TypeError: if module is not a layer of rnn_ext.
-        ValueError, RuntimeError: what the call itself would raise for these arguments.
+        TypeError: if module is not a layer or a cell of rnn_ext.
+        ValueError, RuntimeError: what the call itself would raise for these arguments, but for what is left to
+            torch's operator to refuse; then the path is "torch".
     """
-    from rnn_ext.modules import Recurrent
-
-    if not isinstance(module, Recurrent):
-        raise TypeError(f"explain: expected a layer of rnn_ext, got {type(module).__name__}")
+    if not isinstance(module, (Recurrent, Cell)):
+        raise TypeError(f"explain: expected a layer or a cell of rnn_ext, got {type(module).__name__}")
     call = module.prepare(input, hx)
+    threads = torch.get_num_threads()
     if call.reason is not None:
-        return Explanation("torch", call.reason, None, None, torch.get_num_threads())
+        return Explanation("torch", call.reason, None, None, threads, None)
     if call.batch_sizes is None:
         steps, batch = call.input.shape[:2]
-        steps, batch = (batch, steps) if module.batch_first else (steps, batch)
         rows = steps * batch
     else:
         steps, batch, rows = len(call.batch_sizes), int(call.batch_sizes[0]), call.input.shape[0]
-    plan, threads = _C.plan(
-        module.mode,
+    plan, threads_of_call, product = _C.plan(
+        call.stack.mode,
         steps,
         batch,
         rows,
         module.input_size,
         module.hidden_size,
-        module.proj_size,
-        module.num_layers,
-        2 if module.bidirectional else 1,
-        call.input.dtype == torch.float64,
-        torch.get_num_threads(),
+        getattr(module, "proj_size", 0),
+        call.stack.num_layers,
+        2 if call.stack.bidirectional else 1,
+        str(call.input.dtype).removeprefix("torch."),
+        threads,
         settings.is_batch_invariant(),
     )
-    return Explanation("kernel", _PLANS[plan], plan, _C.isa(), threads)
+    reason = "torch runs on one thread" if plan == "serial" and threads == 1 else _PLANS[plan]
+    return Explanation("kernel", reason, plan, _C.isa(), threads_of_call, product)

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
+from rnn_ext._load import _C
+
+_PRODUCTS = ("auto", "fma", "amx")
+_VARIABLE = "RNN_EXT_FLOAT32_PRODUCT"
+
 _batch_invariant = False
 
 
@@ -15,7 +22,7 @@ class batch_invariant:
 
     `with batch_invariant():` switches it on inside the block, `batch_invariant(True)` from now on, for all threads.
     It is off by default, where the same already holds except for calls with no more than four rows (sequences times
-    steps): those skip packing the weights, which sums in another order.
+    steps; for a cell, sequences): those skip packing the weights, which sums in another order.
 
     Args:
         enabled: on (the default) or off.
@@ -32,3 +39,36 @@ class batch_invariant:
     def __exit__(self, *exception: object) -> None:
         global _batch_invariant
         _batch_invariant = self._before
+
+
+def set_float32_product(product: str) -> None:
+    """Chooses how the matrix products of float32 and bfloat16 calls are computed on the CPU, for the whole process.
+
+    On AMX tiles a float32 number is taken apart into three bfloat16 numbers, whose six leading products are summed in
+    float32: faster for batches, and closer to float64 than a chain of multiply-adds. Numbers below 2^-110 lose digits
+    there and those below 2^-126 count as zero. The environment variable RNN_EXT_FLOAT32_PRODUCT sets it at import.
+
+    Args:
+        product: "auto" (the default) for tiles where they are faster, judged by shape alone and never under
+            `batch_invariant`; "fma" for multiply-adds; "amx" for tiles at every shape.
+
+    Raises:
+        ValueError: if product is none of these.
+        RuntimeError: for "amx" where there are no tiles, or RNN_EXT_ISA keeps them unused.
+    """
+    if product not in _PRODUCTS:
+        raise ValueError(f"set_float32_product: expected one of {', '.join(_PRODUCTS)}, got {product!r}")
+    if product == "amx" and _C.isa() != "amx":
+        raise RuntimeError(f"set_float32_product: no AMX tiles, the instruction set in use is {_C.isa()}")
+    _C.set_float32_product(product)
+
+
+def float32_product() -> str:
+    """What `set_float32_product` has set."""
+    return _C.float32_product()
+
+
+try:
+    set_float32_product(os.environ.get(_VARIABLE) or "auto")
+except (ValueError, RuntimeError) as error:
+    raise ImportError(f"{_VARIABLE}: {error}") from error

@@ -1,4 +1,4 @@
-"""What is under test: the layers beside the torch layers that they replace, and one call of a layer."""
+"""What is under test: layers and cells beside the torch modules that they replace, and one call of one."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ import rnn_ext
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer, the torch layer it replaces, its constructor arguments in this row, the states it carries."""
+    """A layer or cell, what it replaces in torch, its constructor arguments in this row, the states it carries."""
 
-    ours: type[nn.RNNBase]
-    theirs: type[nn.RNNBase]
+    ours: type[nn.Module]
+    theirs: type[nn.Module]
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     states: tuple[str, ...] = ("h",)
     projected: bool = False  # whether h is projected, to two thirds of the hidden size; one unit is too few
@@ -34,23 +34,27 @@ class Layer:
 
     __repr__ = __str__
 
+    @property
+    def is_cell(self) -> bool:
+        return issubclass(self.theirs, nn.RNNCellBase)
+
     def output_size(self, hidden_size: int) -> int:
         """The size of h."""
         return 2 * hidden_size // 3 if self.projected and hidden_size > 1 else hidden_size
 
-    def make(self, cls: type[nn.RNNBase], *args, **kwargs) -> nn.RNNBase:
+    def make(self, cls: type[nn.Module], *args, **kwargs):
         hidden_size = kwargs["hidden_size"] if "hidden_size" in kwargs else args[1]
         output_size = self.output_size(hidden_size)
         projection = {"proj_size": output_size} if output_size != hidden_size else {}
         return cls(*args, **{**self.options, **projection, **kwargs})
 
-    def make_ours(self, *args, **kwargs) -> nn.RNNBase:
+    def make_ours(self, *args, **kwargs):
         return self.make(self.ours, *args, **kwargs)
 
-    def make_theirs(self, *args, **kwargs) -> nn.RNNBase:
+    def make_theirs(self, *args, **kwargs):
         return self.make(self.theirs, *args, **kwargs)
 
-    def make_both(self, *args, **kwargs) -> tuple[nn.RNNBase, nn.RNNBase]:
+    def make_both(self, *args, **kwargs):
         """Ours and theirs with the same weights."""
         ours, theirs = self.make_ours(*args, **kwargs), self.make_theirs(*args, **kwargs)
         ours.load_state_dict(theirs.state_dict())
@@ -65,14 +69,24 @@ class Layer:
         *rows, hidden_size = shape
         return [(*rows, self.output_size(hidden_size) if s == "h" else hidden_size) for s in self.states]
 
+    def named_outputs(self, result) -> dict[str, Tensor]:
+        """y (a layer's, the data of a PackedSequence), h_n and, where there is one, c_n."""
+        return named_outputs((None, result)) if self.is_cell else named_outputs(result)
 
-# A new layer joins every test of modules by a row here. Tests that need one row of a class take the last.
+
+# A new layer or cell joins every test of its kind by a row here. Tests that need one row of a class take the last.
 LAYERS = [
     Layer(rnn_ext.RNN, nn.RNN, {"nonlinearity": "tanh"}),
     Layer(rnn_ext.RNN, nn.RNN, {"nonlinearity": "relu"}),
     Layer(rnn_ext.LSTM, nn.LSTM, states=("h", "c"), projected=True),
     Layer(rnn_ext.LSTM, nn.LSTM, states=("h", "c")),
     Layer(rnn_ext.GRU, nn.GRU),
+]
+CELLS = [
+    Layer(rnn_ext.RNNCell, nn.RNNCell, {"nonlinearity": "tanh"}),
+    Layer(rnn_ext.RNNCell, nn.RNNCell, {"nonlinearity": "relu"}),
+    Layer(rnn_ext.LSTMCell, nn.LSTMCell, states=("h", "c")),
+    Layer(rnn_ext.GRUCell, nn.GRUCell),
 ]
 
 # The dtypes that have kernels.
@@ -95,10 +109,11 @@ def run_python(code: str, **environment: str) -> str:
 
 
 def named_outputs(result) -> dict[str, Tensor]:
-    """y (the data of a PackedSequence), h_n and, where the layer has one, c_n."""
+    """y (the data of a PackedSequence), h_n and, where the layer has one, c_n. A cell has no y: then it is None."""
     y, state = result
     state = (state,) if isinstance(state, Tensor) else state
-    return {"y": y.data if isinstance(y, PackedSequence) else y, **dict(zip(("h_n", "c_n"), state))}
+    output = {} if y is None else {"y": y.data if isinstance(y, PackedSequence) else y}
+    return {**output, **dict(zip(("h_n", "c_n"), state))}
 
 
 def gradients_of(module: nn.Module, loss: Tensor) -> list[Tensor]:
@@ -119,7 +134,11 @@ def lay_out(values: Tensor, layout: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """One call: constructor arguments, input, what asks for gradients and which outputs are used."""
+    """One call: constructor arguments, input, what asks for gradients and which outputs are used.
+
+    A cell's lengths are all one, its form is "batched" or "unbatched", and of the constructor it takes sizes, bias and
+    dtype.
+    """
 
     layer: Layer = LAYERS[0]
     input_size: int = 5
@@ -160,11 +179,13 @@ class Case:
     def packed(self) -> bool:
         return self.form in ("sorted", "unsorted")
 
-    def make(self, cls: type[nn.RNNBase]) -> nn.RNNBase:
-        return self.layer.make(
-            cls, self.input_size, self.hidden_size, self.num_layers, bias=self.bias, batch_first=self.batch_first,
-            dropout=self.dropout, bidirectional=self.bidirectional, dtype=self.dtype,
-        ).train(self.training)  # fmt: skip
+    def make(self, cls: type[nn.Module]) -> nn.Module:
+        stack = {} if self.layer.is_cell else {
+            "num_layers": self.num_layers, "batch_first": self.batch_first, "dropout": self.dropout,
+            "bidirectional": self.bidirectional,
+        }  # fmt: skip
+        options = {"bias": self.bias, "dtype": self.dtype, **stack}
+        return self.layer.make(cls, self.input_size, self.hidden_size, **options).train(self.training)
 
     def random(self, name: str, shape: Sequence[int], bound: float | None = None) -> Tensor:
         """Normal numbers, or uniform ones within the bound, by name and seed, in the dtype of the case."""
@@ -176,6 +197,9 @@ class Case:
 
     def input(self) -> Tensor | PackedSequence:
         time, batch = max(self.lengths, default=1), len(self.lengths)
+        if self.layer.is_cell:
+            assert time == 1 and not self.packed
+            return self.random("x", (self.input_size,) if self.form == "unbatched" else (batch, self.input_size))
         if self.form == "unbatched":
             return self.random("x", (time, self.input_size))
         x = self.random("x", (time, batch, self.input_size))
@@ -185,13 +209,13 @@ class Case:
 
     def state(self) -> dict[str, Tensor]:
         """h_0 and, where the layer has one, c_0."""
-        rows = self.num_layers * (2 if self.bidirectional else 1)
+        rows = () if self.layer.is_cell else (self.num_layers * (2 if self.bidirectional else 1),)
         batch = () if self.form == "unbatched" else (len(self.lengths),)
-        shapes = dict(zip(self.layer.states, self.layer.state_shapes(rows, *batch, self.hidden_size)))
+        shapes = dict(zip(self.layer.states, self.layer.state_shapes(*rows, *batch, self.hidden_size)))
         names = self.layer.states if self.given_state else ()
         return {f"{name}_0": self.random(f"{name}_0", shapes[name]) for name in names}
 
-    def run(self, cls: type[nn.RNNBase], dtype: torch.dtype | None = None) -> tuple[dict, dict]:
+    def run(self, cls: type[nn.Module], dtype: torch.dtype | None = None) -> tuple[dict, dict]:
         """Outputs and gradients by name; computed in `dtype`, from numbers of the dtype of the case."""
         module = self.make(cls).to(dtype or self.dtype)
         bound = self.hidden_size**-0.5
@@ -212,13 +236,13 @@ class Case:
         x = packed._replace(data=leaves["x"]) if self.packed else leaves["x"]
         hx = self.layer.state(*(leaves[name] for name in self.state())) if self.given_state else None
         torch.manual_seed(self.seed)
-        outputs = named_outputs(module(x, hx))
+        outputs = self.layer.named_outputs(module(x, hx))
 
         wanted = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
         if not wanted:
             assert not any(output.requires_grad for output in outputs.values())
             return outputs, {}
-        used = {name: outputs[name] for name in self.used}
+        used = {name: outputs[name] for name in self.used if name in outputs}
         grads = [self.random(f"d{name}", output.shape).to(output.dtype) for name, output in used.items()]
         torch.autograd.backward(list(used.values()), [lay_out(grad, self.layout) for grad in grads])
         return outputs, {name: leaf.grad for name, leaf in wanted.items()}

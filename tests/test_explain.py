@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 import rnn_ext
-from tests.subject import DTYPES, LAYERS, named_outputs, run_python
+from tests.subject import CELLS, DTYPES, LAYERS, named_outputs, run_python
 
+each_cell = pytest.mark.parametrize("cell", CELLS, ids=str)
 each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 each_class = pytest.mark.parametrize("layer", {layer.ours: layer for layer in LAYERS}.values(), ids=str)
 
@@ -67,6 +68,52 @@ def test_a_projection_is_not_split_by_hidden_units(layer):
     assert plan == ("pipeline" if layer.projected else "hidden split")
 
 
+@each_cell
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_explain_tells_the_kernel_of_a_cell_too(cell, dtype):
+    torch.set_num_threads(2)
+    module = cell.make_ours(64, 512, dtype=dtype)
+    few, many = torch.randn(64, dtype=dtype), torch.randn(200, 64, dtype=dtype)
+    hx = cell.state(*[torch.randn(200, 512, dtype=dtype) for _ in cell.states])
+    for told, threads in ((rnn_ext.explain(module, few), None), (rnn_ext.explain(module, many, hx), 2)):
+        assert (told.path, told.isa) == ("kernel", rnn_ext._C.isa())
+        assert told.plan and told.reason
+        assert threads in (None, told.threads)
+
+
+@each_cell
+def test_explain_tells_why_a_cell_goes_to_torchs_operator(cell):
+    for options in ({"dtype": torch.float16}, {"device": "meta"}):
+        told = rnn_ext.explain(cell.make_ours(4, 3, **options), torch.empty(2, 4, **options))
+        assert told.path == "torch"
+        assert str(*options.values()) in told.reason
+    module = cell.make_ours(4, 3)
+    assert rnn_ext.explain(module, torch.randn(2, 5)).path == "torch"  # whose operator then refuses it
+    with pytest.raises(ValueError, match="Expected input to be 1D or 2D, got 3D instead"):
+        rnn_ext.explain(module, torch.randn(1, 2, 4))
+
+
+@pytest.mark.parametrize("layer", LAYERS + CELLS, ids=str)
+def test_an_empty_input_goes_to_torchs_operator_without_a_warning(layer, recwarn):
+    module, x = layer.make_ours(4, 3), torch.randn(0, 4) if layer.is_cell else torch.randn(5, 0, 4)
+    told = rnn_ext.explain(module, x)
+    assert (told.path, told.reason) == ("torch", "the input is empty")
+    module(x)
+    assert not [w for w in recwarn if issubclass(w.category, rnn_ext.SlowPathWarning)]
+
+
+@each_layer
+def test_one_thread_is_explained_by_torchs_threads_or_by_the_work(layer):
+    module, reasons = layer.make_ours(64, 64), {}
+    for threads, time in ((1, 5), (2, 5), (1, 500), (2, 500)):
+        torch.set_num_threads(threads)
+        told = rnn_ext.explain(module, torch.randn(time, 1, 64))
+        reasons[threads, time] = told.reason if told.plan == "serial" else told.plan
+    assert reasons[1, 5] == reasons[1, 500] == "torch runs on one thread"
+    assert reasons[2, 5] == "too little work for a second thread"
+    assert reasons[2, 500] not in (reasons[1, 5], reasons[2, 5])
+
+
 @each_class
 def test_explain_raises_what_the_call_raises(layer):
     module, x = layer.make_ours(4, 3), torch.randn(5, 2, 5)
@@ -97,3 +144,23 @@ with warnings.catch_warnings(record=True) as caught:
     print("float16" in str(caught[0].message), "rnn_ext.explain" in str(caught[0].message))
 """)
     assert printed.splitlines() == ["0", "SlowPathWarning", "True True"]
+
+
+@pytest.mark.parametrize("layer", [LAYERS[0], CELLS[0], CELLS[2]], ids=str)
+def test_the_warning_points_at_the_call_and_a_bad_call_does_not_use_it_up(layer):
+    printed = run_python(f"""
+import warnings, torch, rnn_ext
+module = rnn_ext.{layer.ours.__name__}(4, 3)
+x = torch.ones(2, 4)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for hx in (torch.zeros(9, 9), (torch.zeros(9, 9), torch.zeros(9, 9))):
+        try:
+            module(x, hx)
+        except Exception:
+            pass
+    print(len(caught))
+    module.half()(x.half())
+    print(len(caught), caught[0].filename)
+""")
+    assert printed.splitlines() == ["0", "1 <string>"]

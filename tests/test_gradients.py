@@ -9,7 +9,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
-from tests.subject import LAYERS, Case, named_outputs
+from tests.subject import LAYERS, Case
 from tests.tolerances import assert_same_vector
 
 each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
@@ -41,9 +41,8 @@ def as_function(case: Case):
         torch.manual_seed(case.seed)  # the same dropout at each evaluation
         hx = case.layer.state(*rest[: len(states)]) if states else None
         inputs = (x._replace(data=x_data) if case.packed else x_data, hx)
-        return tuple(
-            named_outputs(functional_call(module, dict(zip(weights, rest[len(states) :])), inputs)).values()
-        )
+        result = functional_call(module, dict(zip(weights, rest[len(states) :])), inputs)
+        return tuple(case.layer.named_outputs(result).values())
 
     values = [x.data if case.packed else x, *states.values(), *weights.values()]
     return call, [value.detach().clone().requires_grad_() for value in values]

@@ -36,6 +36,25 @@ def packed(x: PackedSequence, h: Tensor) -> None:
     assert_type(layer(x, h), tuple[PackedSequence, Tensor])
     assert_type(layer.forward(x), tuple[PackedSequence, Tensor])
 
+def steps(x: Tensor, h: Tensor) -> None:
+    rnn = rnn_ext.RNNCell(4, 3, bias=False, nonlinearity="relu", device="cpu", dtype=torch.float32)
+    lstm, gru = rnn_ext.LSTMCell(4, 3), rnn_ext.GRUCell(4, 3)
+    assert_type(rnn(x), Tensor)
+    assert_type(gru(x, h), Tensor)
+    assert_type(lstm(x, (h, h)), tuple[Tensor, Tensor])
+    assert_type(lstm.forward(x), tuple[Tensor, Tensor])
+    cell_base: nn.RNNCellBase = gru
+    assert_type(rnn.nonlinearity, str)
+    assert_type(rnn_ext.explain(lstm, x, (h, h)).path, str)
+
+def model(tagger: nn.Module) -> None:
+    report = rnn_ext.accelerate(tagger)
+    assert_type(report, rnn_ext.Replacements)
+    for name, old, new in report.replaced:
+        assert_type(name, str)
+        assert_type(new, type[nn.Module])
+    assert_type(rnn_ext.restore(tagger).skipped[0].reason, str)
+
 def around(x: Tensor) -> None:
     base: nn.RNNBase = layer
     assert_type(layer.hidden_size, int)

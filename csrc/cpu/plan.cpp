@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 
 #include "isa.h"
 
@@ -15,7 +14,10 @@ constexpr double kFlopsForThreads = 2e6;      // whole call: less is done before
 constexpr double kFlopsForHiddenSplit = 6e4;  // one step: what a worker saves must exceed the barrier
 constexpr int64_t kSequencesPerWorker = 4;    // fewer make the products inefficient
 constexpr int64_t kUnpackedRows = 4;
-constexpr int64_t kTileSequences = 8, kTileUnits = 32;  // fewer leave tiles mostly empty
+// Tiles: tried out at H 32 to 1024, B 8 to 256, one and two threads, all cells. With less, they are not filled, or what
+// it takes to split numbers into parts is not won back.
+constexpr int64_t kTileSequences = 16, kTileUnits = 128, kTileStates = 4096;
+constexpr double kFlopsForHiddenSplitOfTiles = 6e6;  // one step, where a worker would have less than a tile of sequences
 constexpr int64_t kChunkBytes = 2 * 1024 * 1024;
 
 // Steps that make up about `rows` rows.
@@ -29,7 +31,8 @@ Multiply multiply_for(const Sequences& seq, const Shape& shape, DType dtype, boo
   if (active() < Isa::amx || dtype == DType::float64) return Multiply::fma;
   if (float32_product() != Float32Product::automatic)
     return float32_product() == Float32Product::amx ? Multiply::amx : Multiply::fma;
-  const bool worth_it = seq.R >= kTileSequences * seq.T && shape.H >= kTileUnits;
+  // A packed batch shrinks as it goes: what counts is its mean.
+  const bool worth_it = seq.R >= kTileSequences * seq.T && shape.H >= kTileUnits && seq.R * shape.H >= kTileStates * seq.T;
   return worth_it && !batch_invariant ? Multiply::amx : Multiply::fma;
 }
 
@@ -48,8 +51,7 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   const int64_t row_bytes = std::max<int64_t>(gates * shape.H * (dtype == DType::float64 ? 8 : 4), 1);
   const int64_t forward_rows = std::clamp<int64_t>(kChunkBytes / row_bytes, 64, 1024);
   plan.forward_steps = steps_for(seq, std::min(forward_rows, std::max<int64_t>(seq.R / 8, 64)));
-  plan.backward_steps = steps_for(seq, getenv("TUNE_BWD") ? atoi(getenv("TUNE_BWD")) : std::clamp<int64_t>(shape.H, 256, 1024));
-  if (getenv("TUNE_FWD")) plan.forward_steps = steps_for(seq, atoi(getenv("TUNE_FWD")));
+  plan.backward_steps = steps_for(seq, std::clamp<int64_t>(shape.H, 256, 1024));
   plan.unpacked = !batch_invariant && plan.multiply == Multiply::fma && seq.R <= kUnpackedRows;
 
   const double step_flops = 2.0 * (gates + shape.projected) * shape.H * shape.P;  // of one sequence and direction
@@ -59,12 +61,14 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   plan.split_directions = shape.D == 2;
   const int64_t workers = plan.split_directions ? (threads + 1) / 2 : threads;  // on one time loop
   if (workers == 1) return plan;
-  if (seq.B >= kSequencesPerWorker * workers)
-    plan.split = Split::batch;
+  const bool tiles = plan.multiply == Multiply::amx;
+  const bool few = seq.B < (tiles ? kTileSequences : kSequencesPerWorker) * workers;
+  const double enough = tiles ? kFlopsForHiddenSplitOfTiles : kFlopsForHiddenSplit * workers;
   // A projection needs every unit of a step: a split of the units would cost a second barrier.
-  else if (!shape.projected && seq.B * step_flops >= kFlopsForHiddenSplit * workers && shape.H >= 64 * workers)
+  if (few && !shape.projected && seq.B * step_flops >= enough && shape.H >= 64 * workers)
     plan.split = Split::hidden;
-  if (getenv("TUNE_SPLIT")) plan.split = Split(atoi(getenv("TUNE_SPLIT")));
+  else if (seq.B >= kSequencesPerWorker * workers)
+    plan.split = Split::batch;
   return plan;
 }
 

@@ -1,0 +1,117 @@
+"""What RNN, LSTM and GRU share: `torch.nn.RNNBase` with our forward, and torch's checks of its arguments."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from rnn_ext import torch_path
+from rnn_ext.call import Call, as_call, read_weights, run
+from rnn_ext.ops import Stack
+
+
+class Recurrent(nn.RNNBase):
+    """A layer but for its constructor, its texts, and whether hx is one tensor or two.
+
+    Parameters, their names, order and initial values are torch's. There are no attributes beyond torch's either, so
+    that a module can change its class for torch's and back.
+    """
+
+    _DIM_ERROR: ClassVar[str]  # torch's words for an input that is neither 2-D nor 3-D
+
+    def _forward(self, input, hx):
+        call = self.prepare(input, hx)
+        masks = self._masks(call.input) if call.reason is None else []
+        output, *states = run(call, masks, self._run_torch)
+        if isinstance(input, PackedSequence):
+            output = PackedSequence(output, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
+            if input.unsorted_indices is not None:
+                states = [s.index_select(1, input.unsorted_indices) for s in states]
+        elif input.dim() == 2:
+            output, states = output.squeeze(1), [s.squeeze(1) for s in states]
+        elif self.batch_first:
+            output = output.transpose(0, 1)
+        return output, states[0] if len(states) == 1 else tuple(states)
+
+    def prepare(self, input: Tensor | PackedSequence, hx) -> Call:
+        """Checks the arguments of a call and brings them into the kernels' form."""
+        states = None if hx is None else self._states(hx)
+        if isinstance(input, PackedSequence):
+            x, batch_sizes, sorted_indices, _ = input
+            if states is not None and sorted_indices is not None:
+                states = tuple(s.index_select(1, sorted_indices) for s in states)
+        else:
+            x, batch_sizes, dim = input, None, input.dim()
+            if dim not in (2, 3):
+                raise ValueError(self._DIM_ERROR.format(dim))
+            if states is not None:
+                self._check_dims(dim, states)
+            if dim == 2:
+                x = x.unsqueeze(0 if self.batch_first else 1)
+                states = None if states is None else tuple(s.unsqueeze(1) for s in states)
+        weights = read_weights(self, self._flat_weights_names)
+        refused = self._check(x, states, batch_sizes, weights)
+        if self.batch_first and batch_sizes is None:
+            x = x.transpose(0, 1)
+        return as_call(x, states, batch_sizes, weights, Stack(self.mode, self.num_layers, self.bidirectional), refused)
+
+    def _states(self, hx) -> tuple[Tensor, ...]:
+        return (hx,)
+
+    def _check_dims(self, dim: int, states: tuple[Tensor, ...]) -> None:
+        if states[0].dim() != dim:
+            kind = "batched" if dim == 3 else "unbatched"
+            raise RuntimeError(
+                f"For {kind} {dim}-D input, hx should also be {dim}-D but got {states[0].dim()}-D tensor"
+            )
+
+    def _check_sizes(self, input: Tensor, states: tuple[Tensor, ...], batch_sizes: Tensor | None) -> None:
+        self.check_hidden_size(states[0], self.get_expected_hidden_size(input, batch_sizes))
+
+    def _check(
+        self, input: Tensor, states: tuple[Tensor, ...] | None, batch_sizes: Tensor | None, weights: list[Any]
+    ) -> str | None:
+        """Raises torch's own errors; what only torch's operator can judge is left to it, with the reason returned."""
+        if any(w is None for w in weights):
+            return "a weight is None"
+        if input.dtype != weights[0].dtype and not torch._C._is_any_autocast_enabled():
+            raise ValueError(
+                f"RNN input dtype ({input.dtype}) does not match weight dtype ({weights[0].dtype}). "
+                f"Convert input: input.to({weights[0].dtype}), or convert model: model.to({input.dtype})"
+            )
+        expected_dim = 3 if batch_sizes is None else 2
+        if input.dim() != expected_dim:
+            raise RuntimeError(f"input must have {expected_dim} dimensions, got {input.dim()}")
+        if input.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.shape[-1]}"
+            )
+        if states is not None:
+            self._check_sizes(input, states, batch_sizes)
+        return None
+
+    def _masks(self, x: Tensor) -> list[Tensor]:
+        """Dropout masks between the layers, drawn from torch's generator in torch's order."""
+        if self.dropout == 0 or not self.training or self.num_layers == 1:
+            return []
+        shape = (*x.shape[:-1], (self.proj_size or self.hidden_size) * (2 if self.bidirectional else 1))
+        if not 0 <= self.dropout <= 1:  # set after construction
+            raise RuntimeError(f"dropout probability has to be between 0 and 1, but got {self.dropout}")
+        if self.dropout == 1:
+            return [x.new_zeros(shape)] * (self.num_layers - 1)
+        keep = 1 - self.dropout
+        return [x.new_empty(shape).bernoulli_(keep).div_(keep) for _ in range(self.num_layers - 1)]
+
+    def _run_torch(self, call: Call):
+        """The call on torch's own operator: what has no kernel, and errors that are torch's to raise."""
+        input, states, batch_sizes = call.input, call.states, call.batch_sizes
+        if states is None:
+            layers = self.num_layers * (2 if self.bidirectional else 1)
+            batch: Any = input.shape[1] if batch_sizes is None else batch_sizes[0]
+            sizes = (self.proj_size or self.hidden_size, self.hidden_size)[: 2 if self.mode == "LSTM" else 1]
+            states = tuple(torch.zeros(layers, batch, n, dtype=input.dtype, device=input.device) for n in sizes)
+        options = (call.weights, self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
+        return torch_path.call(self.mode, input, tuple(states), batch_sizes, *options)

@@ -1,0 +1,80 @@
+"""What layers and cells share: a call in the form the kernels take, and the way it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rnn_ext.ops import Stack, raise_out_of_memory, recurrent
+from rnn_ext.route import reason_for_torch, warn_slow
+
+
+class Call(NamedTuple):
+    """A call whose arguments are checked. Time comes first whatever batch_first says; a cell's call has one step."""
+
+    input: Tensor  # [T, B, I] or, with batch_sizes, packed [R, I]
+    states: Sequence[Tensor] | None  # h_0, for an LSTM h_0 and c_0, each [L*D, B, H]
+    batch_sizes: Tensor | None  # as in a PackedSequence
+    weights: list[Any]
+    stack: Stack
+    reason: str | None  # why it goes to torch's own operator, if it does
+
+
+def read_weights(module: nn.Module, names: Iterable[str]) -> list[Any]:
+    """The weights as they are now: a list kept from before goes stale under parametrizations and replaced weights."""
+    parameters = module._parameters
+    return [parameters[n] if n in parameters else getattr(module, n) for n in names]
+
+
+def as_call(
+    input: Tensor,
+    states: Sequence[Tensor] | None,
+    batch_sizes: Tensor | None,
+    weights: list[Any],
+    stack: Stack,
+    reason: str | None = None,
+) -> Call:
+    """A call of these arguments, as autocast would have them; a reason given sends it to torch's operator as it is."""
+    if reason is None:
+        if torch._C._is_any_autocast_enabled():
+            input, states, weights = _autocast(input, states, weights)
+        if input.numel() == 0:
+            reason = "the input is empty"
+        else:
+            reason = reason_for_torch((input, *weights) if states is None else (input, *weights, *states))
+    return Call(input, states, batch_sizes, weights, stack, reason)
+
+
+def run(call: Call, masks: list[Tensor], on_torch: Callable[[Call], Any]) -> Any:
+    """Output and final states: from the kernels, or from `on_torch` for what they do not take."""
+    input, states, batch_sizes, weights, stack, reason = call
+    if reason is None:
+        h_0, c_0 = (None, None) if states is None else (states[0], states[1] if len(states) > 1 else None)
+        try:
+            return recurrent(input, h_0, c_0, weights, batch_sizes, masks, stack)
+        except RuntimeError as error:
+            raise_out_of_memory(error)
+            if "rnn_ext:" not in str(error):
+                raise
+            reason = "the kernels refuse the arguments"
+    out = on_torch(call)  # raises in torch's words what is wrong with the arguments
+    if input.numel() > 0 and not input.is_meta:  # else there is nothing to be slow at
+        warn_slow(reason)
+    return out
+
+
+def _autocast(input: Tensor, states: Sequence[Tensor] | None, weights: list[Tensor]):
+    """What autocast does to a function on its list of lower precision, here the same for every layer and cell."""
+    device = input.device.type
+    if not torch.is_autocast_enabled(device):
+        return input, states, weights
+    dtype = torch.get_autocast_dtype(device)
+
+    def cast(t):
+        return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
+
+    states = None if states is None else [cast(s) for s in states]
+    return cast(input), states, [cast(w) for w in weights]

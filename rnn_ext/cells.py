@@ -1,0 +1,220 @@
+"""The cells: one step of a layer, on the layers' operator with T = 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import _VF, Tensor, nn
+
+from rnn_ext.call import Call, as_call, read_weights, run
+from rnn_ext.ops import Stack
+
+_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_TANH, _RELU, _LSTM, _GRU = (Stack(mode, 1, False) for mode in ("RNN_TANH", "RNN_RELU", "LSTM", "GRU"))
+_operator: dict[str, Any] = {
+    "RNN_TANH": _VF.rnn_tanh_cell,
+    "RNN_RELU": _VF.rnn_relu_cell,
+    "LSTM": _VF.lstm_cell,
+    "GRU": _VF.gru_cell,
+}
+
+
+class Cell(nn.RNNCellBase):
+    """What the cells share: everything but constructors and, for an LSTM, hx being two tensors.
+
+    Cells are called in Python loops, so that this path is short. As for layers, there are no attributes beyond torch's.
+    """
+
+    _NAME: ClassVar[str]  # the class in torch's error texts, whatever a subclass is called
+
+    def _forward(self, input, hx):
+        out = run(self.prepare(input, hx), [], self._run_torch)
+        states = out[1:]  # not y: backward needs that one, and a state may be changed in place
+        for _ in range(1 if input.dim() == 2 else 2):
+            states = [s.squeeze(0) for s in states]
+        return states[0] if len(states) == 1 else tuple(states)
+
+    def prepare(self, input: Any, hx) -> Call:
+        """Checks the arguments of a call and brings them into the kernels' form; wrong sizes are torch's to refuse."""
+        dim = input.dim()
+        if dim != 2 and dim != 1:
+            raise ValueError(f"{self._NAME}: Expected input to be 1D or 2D, got {dim}D instead")
+        states = None if hx is None else self._states(hx, dim == 2)
+        stack = self._stack()
+        for _ in range(3 - dim):  # unbatched: a batch of one
+            input = input.unsqueeze(0)
+            states = None if states is None else [s.unsqueeze(0) for s in states]
+        w_ih, w_hh, b_ih, b_hh = read_weights(self, _WEIGHTS)
+        weights = [w_ih, w_hh] if b_ih is None and b_hh is None else [w_ih, w_hh, b_ih, b_hh]
+        _, batch, features = input.shape
+        state_shape = (1, batch, self.hidden_size)
+        odd = w_ih is None or w_hh is None or (b_ih is None) is not (b_hh is None)
+        odd = odd or features != self.input_size or self.hidden_size == 0
+        for state in states or ():
+            odd = odd or state.shape != state_shape
+        reason = "a weight is None or a size is not the constructor's" if odd else None
+        return as_call(input, states, None, weights, stack, reason)
+
+    def _states(self, hx, batched: bool) -> Sequence[Tensor]:
+        if hx.dim() not in (1, 2):
+            raise ValueError(f"{self._NAME}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+        return (hx,)
+
+    def _stack(self) -> Stack:
+        raise NotImplementedError
+
+    def _run_torch(self, call: Call):
+        """The call on torch's own operator, its result in the form of the kernels'."""
+        x, states = call.input[0], call.states
+        if states is None:
+            zeros = torch.zeros(x.size(0), self.hidden_size, dtype=x.dtype, device=x.device)
+            states = (zeros,) * (2 if call.stack.mode == "LSTM" else 1)
+        else:
+            states = tuple(s[0] for s in states)
+        out = _operator[call.stack.mode](x, states if len(states) > 1 else states[0], *call.weights)
+        return None, *[s.unsqueeze(0) for s in (out if isinstance(out, tuple) else (out,))]
+
+
+class RNNCell(Cell):
+    r"""One step of an Elman RNN with tanh or ReLU, a drop-in replacement for `torch.nn.RNNCell`.
+
+        h' = f(W_ih x + b_ih + W_hh h + b_hh),   f = tanh or ReLU
+
+    (J. L. Elman, "Finding Structure in Time", Cognitive Science 14, 1990; the formula of `torch.nn.RNNCell`).
+
+    Args:
+        input_size: features of the input, I.
+        hidden_size: features of the state, H.
+        bias: whether the cell has b_ih and b_hh.
+        nonlinearity: "tanh" or "relu"; anything else fails at the call, as torch's does.
+        device, dtype: of the parameters. float32, float64 and bfloat16 on the CPU run on our kernels, anything
+            else on torch's own operator.
+
+    Inputs:
+        input: [B, I], or [I] unbatched.
+        hx: the state [B, H] or [H]; zeros if left out.
+
+    Outputs:
+        h': [B, H] or [H].
+
+    Raises:
+        ValueError, RuntimeError: as torch.nn.RNNCell does, with its texts.
+    """
+
+    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
+    nonlinearity: str
+    _NAME = "RNNCell"
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        self.nonlinearity = nonlinearity
+
+    def _stack(self):
+        if self.nonlinearity == "tanh":
+            return _TANH
+        if self.nonlinearity == "relu":
+            return _RELU
+        raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Runs the step; see the class for shapes and errors."""
+        return self._forward(input, hx)
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+class LSTMCell(Cell):
+    r"""One step of an LSTM, a drop-in replacement for `torch.nn.LSTMCell`; the formula stands at `LSTM`.
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: as for `RNNCell`.
+
+    Inputs:
+        input: [B, I], or [I] unbatched.
+        hx: (h, c), each [B, H] or [H]; zeros if left out.
+
+    Outputs:
+        (h', c'): each [B, H] or [H].
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as torch.nn.LSTMCell does, with its texts.
+    """
+
+    _NAME = "LSTMCell"
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+
+    def _stack(self):
+        return _LSTM
+
+    def _states(self, hx, batched):
+        for i, state in enumerate(hx):
+            if state.dim() not in (1, 2):
+                raise ValueError(f"LSTMCell: Expected hx[{i}] to be 1D or 2D, got {state.dim()}D instead")
+        if not batched:
+            return hx[0], hx[1]  # of anything with two entries, as torch takes it
+        if not isinstance(hx, (tuple, list)):
+            raise TypeError(
+                f"lstm_cell(): argument 'hx' (position 2) must be tuple of Tensors, not {type(hx).__name__}"
+            )
+        if len(hx) != 2:
+            raise RuntimeError("lstm_cell expects two hidden states")
+        return hx
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Runs the step; see the class for shapes and errors."""
+        return self._forward(input, hx)
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+class GRUCell(Cell):
+    r"""One step of a GRU, a drop-in replacement for `torch.nn.GRUCell`; the formula stands at `GRU`.
+
+    Args, inputs, outputs: as for `RNNCell`, without nonlinearity.
+
+    Raises:
+        ValueError, RuntimeError: as torch.nn.GRUCell does, with its texts.
+    """
+
+    _NAME = "GRUCell"
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+
+    def _stack(self):
+        return _GRU
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Runs the step; see the class for shapes and errors."""
+        return self._forward(input, hx)
+
+    if TYPE_CHECKING:
+        __call__ = forward
