@@ -227,7 +227,7 @@ class Backward {
         const S* out_t = projected ? tape + Cell::tape * H : y + b * ld;
         const S* dc_n = layer.state(static_cast<const S*>(args.dc_n), d, b, H);
         for (int64_t j = begin; j < end; j += kLane) {
-          Vec<T> kept[Cell::tape + 1], out[C], dh = load(z.dh + b * ldh + j), carry{};
+          Vec<T> kept[Cell::tape + 1], out[C], dh = load(z.dh + b * ldh + j, H - j), carry{};
           for (int i = 0; i < Cell::tape; ++i) kept[i] = load(tape + i * H + j, H - j);
           if constexpr (Cell::carry != Carry::none) {
             if (b < next)

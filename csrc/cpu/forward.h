@@ -7,6 +7,7 @@ template <class Cell, class S, class Product>
 class Forward {
   using T = Compute<S>;
   using States = typename Product::States;
+  using Unrounded = typename Product::Gradients;  // keeps more of a number than is stored
   using Right = typename Product::Right;
   static constexpr int G = Cell::gates, C = Cell::columns;
   static constexpr bool kHasCell = Cell::carry == Carry::cell;
@@ -21,7 +22,7 @@ class Forward {
     T* a[2];      // [rows of a chunk, C, Hp]: pre-activations, of this chunk and of the next one
     States h[2];  // [B, P]: states before and after a step
     T* c;         // [B, Hp]: cell state
-    States out;   // [B, H]: output of the cell before the projection
+    Unrounded out;  // [B, H]: output of the cell before the projection
     T* projected;  // [B, Pp]: and behind it
     char* input;  // [workers, input_rows, I]: the input where it does not lie as the product needs it
     const S** rows;  // [workers, rows of a chunk]
@@ -39,7 +40,6 @@ class Forward {
     input_bytes = round_up(States::bytes(input_rows, widest), 64);
     past_caches = args.seq.R * s.D * P * int64_t(sizeof(S)) > kStreamBytes;
     Workspace w{static_cast<char*>(args.workspace)};
-    const auto states = [&](int64_t rows, int64_t K) { return States::of(w.take<char>(States::bytes(rows, K)), K); };
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];
       z.W_ih = args.plan.unpacked ? nullptr : w.take<char>(G * Right::bytes(widest, H));
@@ -47,9 +47,9 @@ class Forward {
       z.W_hr = args.plan.unpacked || !s.projected ? nullptr : w.take<char>(Right::bytes(H, P));
       z.bias = w.take<T>(C * Hp);
       for (T*& a : z.a) a = w.take<T>(chunk_rows * lda);
-      for (States& h : z.h) h = states(args.seq.B, P);
+      for (States& h : z.h) h = States::of(w.take<char>(States::bytes(args.seq.B, P)), P);
       z.c = w.take<T>(kHasCell ? args.seq.B * ldc : 0);
-      z.out = states(s.projected ? args.seq.B : 0, H);
+      z.out = Unrounded::of(w.take<char>(s.projected ? Unrounded::bytes(args.seq.B, H) : 0), H);
       z.projected = w.take<T>(s.projected ? args.seq.B * ldh : 0);
       z.input = w.take<char>(args.plan.threads * input_bytes);
       z.rows = w.take<const S*>(args.plan.threads * chunk_rows);
@@ -100,10 +100,11 @@ class Forward {
   }
 
   // The numbers behind the K of each row, which a product reads and no step writes.
-  void clear_behind(const States& rows, int64_t K, const Team& team) const {
+  template <class Left>
+  void clear_behind(const Left& rows, int64_t K, const Team& team) const {
     const Range mine = team.part(args.seq.B);
     for (int64_t b = mine.begin; b < mine.end; ++b)
-      for (int64_t k = round_up(K, kLane); k < States::width(K); k += kLane) rows.write(b, k, Vec<T>{});
+      for (int64_t k = round_up(K, kLane); k < Left::width(K); k += kLane) rows.write(b, k, Vec<T>{});
   }
 
   void pack(const L& layer, int64_t d, const Team& team) {
@@ -156,7 +157,8 @@ class Forward {
   }
 
   // C += A W^T for the rows `units` of gate g of a weight [G*H, K] as it lies.
-  void unpacked_product(T* out, int64_t ldo, const States& A, int64_t M, const void* weight, int g, int64_t K,
+  template <class Left>
+  void unpacked_product(T* out, int64_t ldo, const Left& A, int64_t M, const void* weight, int g, int64_t K,
                         Range units) {
     if constexpr (Product::kOnFloats)
       dot_product(out, ldo, A.data, A.ld, M, static_cast<const S*>(weight) + g * H * K, K, K, units);
