@@ -13,6 +13,7 @@
 //   forward   a[columns], h_{t-1}, c (in: of t-1, out: of t)                  -> h_t, tape
 //   backward  tape, h_t, dh_t, carry (in: from step t+1, out: for step t-1)   -> da[columns]
 // where column g of a is W_ih x_t + b_ih plus, unless they stay apart, W_hh h_{t-1} + b_hh.
+// Both are constexpr, which is what lets nvcc call them on the GPU; fma, tanh and sigmoid are found where V is defined.
 #pragma once
 
 // X(name in PyTorch's RNNBase.mode, struct, gates, states, tape)
