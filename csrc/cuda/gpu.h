@@ -99,6 +99,22 @@ RNN_EXT_DEVICE void multiply_fragments_float16(float* d, const uint32_t* a, cons
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// Multiprocessors, shared memory that a block can have, blocks of the largest cluster. Null, or what went wrong.
+inline const char* read_limits(int device, int* multiprocessors, int* shared_bytes, int* cluster_blocks) {
+  int major = 0;
+  const auto read = [&](int* value, cudaDeviceAttr attribute) { return cudaDeviceGetAttribute(value, attribute, device); };
+  cudaError_t code = read(multiprocessors, cudaDevAttrMultiProcessorCount);
+  if (code == cudaSuccess) code = read(shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  if (code == cudaSuccess) code = read(&major, cudaDevAttrComputeCapabilityMajor);
+  *cluster_blocks = major == 9 || major == 10 ? 16 : major > 10 ? 8 : 0;
+  return code == cudaSuccess ? nullptr : cudaGetErrorString(code);
+}
+
+inline const char* clear(void* memory, size_t bytes, void* stream) {
+  const cudaError_t code = cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream));
+  return code == cudaSuccess ? nullptr : cudaGetErrorString(code);
+}
+
 // How a kernel is launched. Null, or why it could not be; such an error does not stay with the device.
 struct Launch {
   int blocks = 1;

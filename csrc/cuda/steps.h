@@ -1,4 +1,4 @@
-// What the kernels of the time loop are told, and how a block lays out its shared memory.
+// What the kernels are told, and how a block lays out its shared memory.
 //
 // A launch is a grid of  directions x groups of sequences x blocks of hidden units.  Only the blocks of one group and
 // direction need each other's results: of every step, the states (backward: the gate gradients) of all units.
@@ -89,6 +89,28 @@ struct BackwardSteps : StepsArgs {
   void* dh_0[2] = {};              // T [B, H] or null
   void* dc_0[2] = {};
   void* carry[2] = {};             // T [B, H]: between launches, where a launch is one step
+};
+
+// Writes the tables of a packed batch to device memory, a piece at a time. The numbers travel as arguments of the
+// launch: there is no host memory that would have to outlive it, and a CUDA graph keeps them.
+struct SequenceTables {
+  static constexpr int kSteps = 900;
+  int64_t* batch_sizes;  // of this piece's first step
+  int64_t* first_rows;
+  int64_t first_row;
+  int steps;
+  bool last;  // first_rows has one more entry, behind the last step
+  int sizes[kSteps];
+};
+
+// h_{t-1} of every row of one layer and direction, as one matrix [R, H].
+struct PreviousStates {
+  Sequences seq;
+  int64_t H, D, direction;
+  int blocks_per_step;
+  const void* y;    // [R, D*H]
+  const void* h_0;  // [B, H] or null for zeros
+  void* previous;   // [R, H]
 };
 
 }  // namespace rnn_ext::cuda

@@ -101,6 +101,19 @@ inline void multiply_fragments_float16(float* d, const uint32_t* a, const uint32
   multiply_fragments(d, a, b, half_to_float, at);
 }
 
+inline const char* read_limits(int, int* multiprocessors, int* shared_bytes, int* cluster_blocks) {
+  const cuda_emulator::Limits& limits = cuda_emulator::limits();
+  *multiprocessors = limits.multiprocessors;
+  *shared_bytes = limits.shared_bytes;
+  *cluster_blocks = limits.cluster_blocks;
+  return nullptr;
+}
+
+inline const char* clear(void* memory, size_t bytes, void*) {
+  std::memset(memory, 0, bytes);
+  return nullptr;
+}
+
 struct Launch {
   int blocks = 1;
   size_t shared_bytes = 0;

@@ -1,0 +1,326 @@
+// The operators on CUDA tensors: layer by layer, large products by torch, the time loop by our kernels. Everything goes
+// to torch's current stream, and nothing waits for the device.
+#include <array>
+#include <memory>
+
+#include "../operators.h"
+#include "kernels.h"
+#include "library.h"
+
+namespace rnn_ext::cuda {
+namespace {
+
+void check(const char* error) { STD_TORCH_CHECK(error == nullptr, "rnn_ext: CUDA: ", error); }
+
+// Makes the tensors' device current for as long as it lives.
+class OnDevice {
+ public:
+  explicit OnDevice(const Tensor& x) : device(x.get_device_index()) {
+#if !defined(RNN_EXT_CUDA_EMULATOR)
+    TORCH_ERROR_CODE_CHECK(aoti_torch_create_device_guard(device, &guard));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+#endif
+    check(limits_of(device, limits));
+  }
+  OnDevice(const OnDevice&) = delete;
+  ~OnDevice() {
+    if (guard) aoti_torch_delete_device_guard(guard);
+  }
+
+  int32_t device;
+  void* stream = nullptr;
+  DeviceLimits limits;
+
+ private:
+  DeviceGuardHandle guard = nullptr;
+};
+
+template <class Do>
+const char* with_storage(int dtype, Do act) {
+  switch (DType(dtype)) {
+    case DType::float32: return act(Kernels<float>());
+    case DType::float64: return act(Kernels<double>());
+    case DType::bfloat16: return act(Kernels<bfloat16>());
+    case DType::float16: return act(Kernels<float16>());
+  }
+  return "no such dtype";
+}
+
+// One call: the memory that it needs beside its results, and the steps that forward and backward share.
+struct Run {
+  const Call& call;
+  const OnDevice on;
+  const Shape& shape;
+  const ScalarType storage, compute;
+  const int64_t G, D, H;
+  Sequences seq;  // with the tables on the device
+  Tensors owned;
+
+  explicit Run(const Call& c)
+      : call(c), on(c.x), shape(c.shape), storage(c.x.scalar_type()), compute(compute_type(c.x)), G(c.facts().gates),
+        D(c.shape.D), H(c.shape.H), seq(c.seq) {
+    STD_TORCH_CHECK(H * G < (int64_t(1) << 31) && seq.T * D < (int64_t(1) << 31), "rnn_ext: too large for the CUDA kernels");
+    if (seq.batch_sizes) write_sequence_tables();
+  }
+
+  void* memory(const std::vector<int64_t>& sizes, ScalarType dtype) {
+    owned.push_back(empty(sizes, dtype, call.x));
+    void* p = owned.back().mutable_data_ptr();
+#if defined(RNN_EXT_CUDA_EMULATOR)
+    std::memset(p, 0xff, size_t(owned.back().numel()) * bytes_of(dtype));  // NaN until it is written
+#endif
+    return p;
+  }
+  static size_t bytes_of(ScalarType t) {
+    return t == ScalarType::Double || t == ScalarType::Long ? 8 : t == ScalarType::Float || t == ScalarType::Int ? 4 : 2;
+  }
+  template <class P>
+  static P* offset(P* p, int64_t elements, ScalarType dtype) {
+    using Char = std::conditional_t<std::is_const_v<P>, const char, char>;
+    return p ? reinterpret_cast<Char*>(p) + elements * int64_t(bytes_of(dtype)) : nullptr;
+  }
+
+  int64_t inputs(int64_t l) const { return l == 0 ? shape.I : D * H; }
+  const LayerWeights& weights(int64_t l, int64_t d) const { return call.layer_weights[l * D + d]; }
+  // Of layer l and direction d in states [L*D, B, H].
+  template <class P>
+  P* state(P* states, int64_t l, int64_t d, ScalarType dtype) const {
+    return offset(states, (l * D + d) * seq.B * H, dtype);
+  }
+
+  void write_sequence_tables() {
+    int64_t* sizes = static_cast<int64_t*>(memory({seq.T}, ScalarType::Long));
+    int64_t* rows = static_cast<int64_t*>(memory({seq.T + 1}, ScalarType::Long));
+    auto piece = std::make_unique<SequenceTables>();
+    for (int64_t t = 0; t < seq.T; t += SequenceTables::kSteps) {
+      piece->batch_sizes = sizes + t;
+      piece->first_rows = rows + t;
+      piece->first_row = seq.first_rows[t];
+      piece->steps = int(std::min<int64_t>(SequenceTables::kSteps, seq.T - t));
+      piece->last = t + piece->steps == seq.T;
+      for (int i = 0; i < piece->steps; ++i) piece->sizes[i] = int(seq.batch_sizes[t + i]);
+      check(write_tables_of(*piece, on.stream));
+    }
+    seq.batch_sizes = sizes;
+    seq.first_rows = rows;
+  }
+
+  // The input of layer l as a matrix [R, inputs]; `below` is the output of the layer under it.
+  Tensor input(int64_t l, const void* below) {
+    if (l == 0) {
+      Tensor x = call.x;
+      const bool even = call.seq.batch_sizes || call.seq.B == 1 || call.seq.T == 1 || call.x_step == seq.B * call.x_row;
+      if (!even) x = dense(x);
+      owned.push_back(x);
+      const int64_t stride = !even ? shape.I : call.seq.batch_sizes || seq.B > 1 ? call.x_row : call.x_step;
+      return matrix(x.const_data_ptr(), seq.R, shape.I, std::max(stride, shape.I), 1, storage, call.x);
+    }
+    const Tensor y = matrix(below, seq.R, D * H, D * H, 1, storage, call.x);
+    if (call.masks.empty()) return y;
+    return times(y, matrix(call.mask_pointers[l - 1], seq.R, D * H, D * H, 1, storage, call.x));
+  }
+
+  // What the arguments of both time loops have in common.
+  void prepare(StepsArgs& a, const LoopShape& loop) {
+    const Wish wish = wish_of_environment();
+    STD_TORCH_CHECK(wish.error.empty(), "rnn_ext: ", wish.error);
+    a.g = make_geometry(loop, on.limits, wish);
+    STD_TORCH_CHECK(a.g.units > 0, "rnn_ext: the plan that RNN_EXT_CUDA_PLAN asks for does not fit this call");
+    a.seq = seq;
+    a.H = H;
+    a.D = D;
+    if (a.g.persistent && !a.g.cluster)
+      a.flags = static_cast<uint32_t*>(memory({D * a.g.groups * a.g.unit_blocks}, ScalarType::Int));
+  }
+
+  // Steps [0, steps): all in one launch, or one launch each.
+  template <class Args, class Launch>
+  void steps(Args& a, int64_t steps, Launch launch) {
+    if (a.flags) check(set_to_zero(a.flags, size_t(D * a.g.groups * a.g.unit_blocks) * sizeof(uint32_t), on.stream));
+    const int64_t each = a.g.persistent ? steps : 1;
+    for (int64_t s = 0; s < steps; s += each) {
+      a.begin = s;
+      a.end = s + each;
+      check(launch(a));
+    }
+  }
+};
+
+struct Cuda {
+  static void forward(const Call& call, ForwardArgs& args, bool) {
+    Run run(call);
+    const int64_t G = run.G, D = run.D, H = run.H, R = run.seq.R;
+    ForwardSteps a;
+    run.prepare(a, forward_shape(run.seq, run.shape, call.cell, call.dtype));
+    void* projection = run.memory({R, D * G * H}, run.compute);
+    void* c = call.facts().states > 1 ? run.memory({D, run.seq.B, H}, run.compute) : nullptr;
+    for (int64_t l = 0; l < run.shape.L; ++l) {
+      const auto output = [&](int64_t layer) -> void* {
+        if (layer == run.shape.L - 1) return args.y;
+        return Run::offset(args.hidden, layer % args.hidden_slots * R * D * H, run.storage);
+      };
+      const Tensor x = run.input(l, l > 0 ? output(l - 1) : nullptr);
+      for (int64_t d = 0; d < D; ++d) {
+        const LayerWeights& w = run.weights(l, d);
+        const int64_t I = run.inputs(l);
+        product(matrix(Run::offset(projection, d * G * H, run.compute), R, G * H, D * G * H, 1, run.compute, call.x), x,
+                matrix(w.W_ih, I, G * H, 1, I, run.storage, call.x));
+        a.W[d] = w.W_hh;
+        a.b_ih[d] = w.b_ih;
+        a.b_hh[d] = w.b_hh;
+        a.h_0[d] = run.state(args.h_0, l, d, run.storage);
+        a.c_0[d] = run.state(args.c_0, l, d, run.storage);
+        a.h_n[d] = run.state(args.h_n, l, d, run.storage);
+        a.c_n[d] = run.state(args.c_n, l, d, run.storage);
+        a.tape[d] = Run::offset(args.tape, (l * D + d) * R * call.facts().tape * H, run.storage);
+        a.c[d] = Run::offset(c, d * run.seq.B * H, run.compute);
+      }
+      a.projection = projection;
+      a.y = output(l);
+      run.steps(a, run.seq.T, [&](const ForwardSteps& s) {
+        return with_storage(call.dtype, [&](auto kernels) { return kernels.forward(call.cell, s, run.on.stream); });
+      });
+    }
+  }
+
+  static void backward(const Call& call, BackwardArgs& args, bool) {
+    Run run(call);
+    const int64_t G = run.G, D = run.D, H = run.H, R = run.seq.R;
+    BackwardSteps a;
+    run.prepare(a, backward_shape(run.seq, run.shape, call.cell, call.dtype));
+    const bool apart = G == 3;  // a GRU's gate gradients of x and of h differ
+    a.da_x = run.memory({R, D * G * H}, run.storage);
+    a.da_h = apart ? run.memory({R, D * G * H}, run.storage) : a.da_x;
+    void* carry = run.memory({D, run.seq.B, H}, run.compute);
+    void* previous = args.gradients ? run.memory({R, H}, run.storage) : nullptr;
+    void* dx_below[2] = {};
+    for (int64_t l = std::min<int64_t>(run.shape.L - 2, 1); l >= 0; --l)
+      dx_below[l] = run.memory({R, D * H}, run.compute);
+    const auto output = [&](int64_t l) {
+      return l == run.shape.L - 1 ? args.y : Run::offset(args.hidden, l * R * D * H, run.storage);
+    };
+
+    for (int64_t l = run.shape.L - 1; l >= 0; --l) {
+      const bool last = l == run.shape.L - 1;
+      const int64_t I = run.inputs(l);
+      Tensors transposed_weights;
+      for (int64_t d = 0; d < D; ++d) {
+        const Tensor W = matrix(run.weights(l, d).W_hh, G * H, H, H, 1, run.storage, call.x);
+        transposed_weights.push_back(dense(transposed(W)));
+        a.W[d] = transposed_weights.back().const_data_ptr();
+        a.tape[d] = Run::offset(args.tape, (l * D + d) * R * call.facts().tape * H, run.storage);
+        a.dh_n[d] = run.state(args.dh_n, l, d, run.storage);
+        a.dc_n[d] = run.state(args.dc_n, l, d, run.storage);
+        a.dh_0[d] = run.state(args.dh_0, l, d, run.compute);
+        a.dc_0[d] = run.state(args.dc_0, l, d, run.compute);
+        a.carry[d] = Run::offset(carry, d * run.seq.B * H, run.compute);
+      }
+      a.y = output(l);
+      a.dy = last ? args.dy : nullptr;
+      a.dy_above = last ? nullptr : dx_below[l % 2];
+      a.mask = last || call.masks.empty() ? nullptr : call.mask_pointers[l];
+      run.steps(a, run.seq.T + (args.dh_0 || args.dc_0 ? 1 : 0), [&](const BackwardSteps& s) {
+        return with_storage(call.dtype, [&](auto kernels) { return kernels.backward(call.cell, s, run.on.stream); });
+      });
+      if (void* dx = l > 0 ? dx_below[(l - 1) % 2] : args.dx) input_gradient(run, l, I, a.da_x, dx);
+      if (args.gradients) weight_gradients(run, args, l, I, a, output, previous);
+    }
+  }
+
+ private:
+  // dx = da W_ih, for both directions as one product: their gate gradients are neighbours in a row.
+  static void input_gradient(Run& run, int64_t l, int64_t I, const void* da, void* dx) {
+    const int64_t rows = run.G * run.H, all = run.D * rows;
+    const Tensor& like = run.call.x;
+    Tensor W = matrix(run.weights(l, 0).W_ih, rows, I, I, 1, run.storage, like);
+    if (run.D > 1) {
+      void* both = run.memory({all, I}, run.storage);
+      for (int64_t d = 0; d < run.D; ++d) {
+        Tensor half = matrix(Run::offset(both, d * rows * I, run.storage), rows, I, I, 1, run.storage, like);
+        torch::stable::copy_(half, matrix(run.weights(l, d).W_ih, rows, I, I, 1, run.storage, like));
+      }
+      W = matrix(both, all, I, I, 1, run.storage, like);
+    }
+    product(matrix(dx, run.seq.R, I, I, 1, run.compute, like), matrix(da, run.seq.R, all, all, 1, run.storage, like), W);
+  }
+
+  // dW_ih = da^T x,  dW_hh = da^T h_{t-1},  db = sums of da.
+  template <class Output>
+  static void weight_gradients(Run& run, const BackwardArgs& args, int64_t l, int64_t I, const BackwardSteps& a,
+                               Output output, void* previous) {
+    const int64_t G = run.G, D = run.D, H = run.H, R = run.seq.R;
+    const Tensor& like = run.call.x;
+    const Tensor x = run.input(l, l > 0 ? output(l - 1) : nullptr);
+    for (int64_t d = 0; d < D; ++d) {
+      const LayerGradients& out = args.gradients[l * D + d];
+      const auto da = [&](const void* all) {
+        return matrix(Run::offset(all, d * G * H, run.storage), R, G * H, D * G * H, 1, run.storage, like);
+      };
+      PreviousStates p{run.seq, H, D, d, 8, output(l), run.state(args.h_0, l, d, run.storage), previous};
+      check(with_storage(run.call.dtype, [&](auto kernels) { return kernels.previous(p, run.on.stream); }));
+      product(matrix(out.dW_ih, G * H, I, I, 1, run.compute, like), transposed(da(a.da_x)), x);
+      product(matrix(out.dW_hh, G * H, H, H, 1, run.compute, like), transposed(da(a.da_h)),
+              matrix(previous, R, H, H, 1, run.storage, like));
+      const auto sums = [&](void* to, const void* of) {
+        const int64_t size = G * H, stride = 1;
+        AtenTensorHandle handle = nullptr;
+        TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(to, 1, &size, &stride, 0,
+                                                                  static_cast<int32_t>(run.compute), device_type(like),
+                                                                  like.get_device_index(), &handle));
+        sum_of_rows(Tensor(handle), da(of));
+      };
+      if (!run.shape.bias) continue;
+      sums(out.db_ih, a.da_x);
+      sums(out.db_hh, a.da_h);
+    }
+  }
+};
+
+// "forward ..., backward ..." for people: how a call of these sizes is carried out on a device.
+std::string plan_of(std::string mode, int64_t T, int64_t B, int64_t H, int64_t D, int64_t storage_bytes, int64_t device) {
+  const int cell = cell_of(mode);
+  STD_TORCH_CHECK(cell >= 0, "rnn_ext: no cell of mode ", mode);
+  DeviceLimits limits;
+  check(limits_of(int(device), limits));
+  Sequences seq;
+  seq.T = T, seq.B = B, seq.R = T * B;
+  const Shape shape{1, H, 1, D, true};
+  const DType dtype = storage_bytes == 8 ? DType::float64 : storage_bytes == 4 ? DType::float32 : DType::bfloat16;
+  const Wish wish = wish_of_environment();
+  STD_TORCH_CHECK(wish.error.empty(), "rnn_ext: ", wish.error);
+  const auto text = [&](const LoopShape& s) {
+    const Geometry g = make_geometry(s, limits, wish);
+    return g.units > 0 ? describe(g) : std::string("none");
+  };
+  return "forward " + text(forward_shape(seq, shape, cell, int(dtype))) + "; backward " +
+         text(backward_shape(seq, shape, cell, int(dtype)));
+}
+
+}  // namespace
+}  // namespace rnn_ext::cuda
+
+// The emulator runs on the CPU, where rnn_ext has operators of its own.
+#if defined(RNN_EXT_CUDA_EMULATOR)
+#define RNN_EXT_LIBRARY rnn_ext_emulated
+#define RNN_EXT_BACKEND CPU
+STABLE_TORCH_LIBRARY(rnn_ext_emulated, m) {
+  m.def(rnn_ext::rnn_forward_schema);
+  m.def(rnn_ext::rnn_backward_schema);
+  m.def("cuda_plan(str mode, int T, int B, int H, int D, int storage_bytes, int device) -> str");
+}
+#else
+#define RNN_EXT_LIBRARY rnn_ext
+#define RNN_EXT_BACKEND CUDA
+STABLE_TORCH_LIBRARY_FRAGMENT(rnn_ext, m) {
+  m.def("cuda_plan(str mode, int T, int B, int H, int D, int storage_bytes, int device) -> str");
+}
+#endif
+
+STABLE_TORCH_LIBRARY_IMPL(RNN_EXT_LIBRARY, RNN_EXT_BACKEND, m) {
+  m.impl("rnn_forward", TORCH_BOX((&rnn_ext::rnn_forward<rnn_ext::cuda::Cuda>)));
+  m.impl("rnn_backward", TORCH_BOX((&rnn_ext::rnn_backward<rnn_ext::cuda::Cuda>)));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(RNN_EXT_LIBRARY, CompositeExplicitAutograd, m) {
+  m.impl("cuda_plan", TORCH_BOX(&rnn_ext::cuda::plan_of));
+}
