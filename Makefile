@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := python -m pip --disable-pip-version-check
-SOURCES := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
+SOURCES := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 COPIED := CMakeLists.txt LICENSE README.md pyproject.toml setup.py csrc rnn_ext tests benchmarks
 
 .PHONY: help demo test check-all asan wheel check-wheel arm lint bench clean FORCE

@@ -58,7 +58,7 @@ inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype, const T
   if (code != AOTI_TORCH_SUCCESS) {
     double bytes = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : dtype == ScalarType::Byte ? 1 : 2;
     for (const int64_t size : sizes) bytes *= double(size);
-    STD_TORCH_CHECK(false, "rnn_ext: can't allocate ", bytes, " bytes");
+    STD_TORCH_CHECK(false, "rnn_ext: can't allocate ", bytes, " bytes on device ", like.get_device_index());
   }
   return Tensor(handle);
 }

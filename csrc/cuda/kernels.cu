@@ -3,12 +3,11 @@
 
 #include "backward.h"
 #include "forward.h"
-#include "pieces.h"
+#include "previous.h"
 
 namespace rnn_ext::cuda {
-namespace {
 
-Launch launch_of(const StepsArgs& args, void* stream) {
+inline Launch launch_of(const StepsArgs& args, void* stream) {
   const Geometry& g = args.g;
   Launch l;
   l.blocks = int(args.D) * g.groups * g.unit_blocks;
@@ -18,8 +17,6 @@ Launch launch_of(const StepsArgs& args, void* stream) {
   l.stream = stream;
   return l;
 }
-
-}  // namespace
 
 template <class S>
 const char* Kernels<S>::forward(int cell, const ForwardSteps& args, void* stream) {

@@ -10,7 +10,8 @@
 namespace rnn_ext::cuda {
 namespace {
 
-void check(const char* error) { STD_TORCH_CHECK(error == nullptr, "rnn_ext: CUDA: ", error); }
+// Not "rnn_ext:", which in Python means arguments that torch's own operator may take.
+void check(const char* error) { STD_TORCH_CHECK(error == nullptr, "rnn_ext CUDA kernels: ", error); }
 
 // Makes the tensors' device current for as long as it lives.
 class OnDevice {
@@ -123,9 +124,9 @@ struct Run {
   // What the arguments of both time loops have in common.
   void prepare(StepsArgs& a, const LoopShape& loop) {
     const Wish wish = wish_of_environment();
-    STD_TORCH_CHECK(wish.error.empty(), "rnn_ext: ", wish.error);
+    STD_TORCH_CHECK(wish.error.empty(), "rnn_ext CUDA kernels: ", wish.error);
     a.g = make_geometry(loop, on.limits, wish);
-    STD_TORCH_CHECK(a.g.units > 0, "rnn_ext: the plan that RNN_EXT_CUDA_PLAN asks for does not fit this call");
+    STD_TORCH_CHECK(a.g.units > 0, "rnn_ext CUDA kernels: the plan that RNN_EXT_CUDA_PLAN asks for does not fit this call");
     a.seq = seq;
     a.H = H;
     a.D = D;
@@ -287,7 +288,7 @@ std::string plan_of(std::string mode, int64_t T, int64_t B, int64_t H, int64_t D
   const Shape shape{1, H, 1, D, true};
   const DType dtype = storage_bytes == 8 ? DType::float64 : storage_bytes == 4 ? DType::float32 : DType::bfloat16;
   const Wish wish = wish_of_environment();
-  STD_TORCH_CHECK(wish.error.empty(), "rnn_ext: ", wish.error);
+  STD_TORCH_CHECK(wish.error.empty(), "rnn_ext CUDA kernels: ", wish.error);
   const auto text = [&](const LoopShape& s) {
     const Geometry g = make_geometry(s, limits, wish);
     return g.units > 0 ? describe(g) : std::string("none");

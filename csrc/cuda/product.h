@@ -11,21 +11,20 @@ RNN_EXT_DEVICE int larger(int a, int b) { return a > b ? a : b; }
 
 // Of n values on each lane, the sum over all lanes of value lane * n / 32. Always the same order of additions.
 template <int n, class T>
-RNN_EXT_DEVICE T sum_over_lanes(T* value) {
-  const int lane = thread() % kWarp;
-  int lanes = kWarp / 2;
-  RNN_EXT_UNROLL
-  for (int half = n / 2; half >= 1; half /= 2, lanes /= 2) {
-    const bool upper = (lane & lanes) != 0;
+RNN_EXT_DEVICE T sum_over_lanes(T* value, int lanes = kWarp / 2) {
+  if constexpr (n > 1) {
+    const bool upper = (thread() & lanes) != 0;
     RNN_EXT_UNROLL
-    for (int i = 0; i < half; ++i) {
-      const T give = upper ? value[i] : value[i + half], keep = upper ? value[i + half] : value[i];
-      value[i] = keep + shuffle_xor(give, lanes);
+    for (int i = 0; i < n / 2; ++i) {
+      const T low = value[i], high = value[i + n / 2];
+      value[i] = (upper ? high : low) + shuffle_xor(upper ? low : high, lanes);
     }
+    return sum_over_lanes<n / 2>(value, lanes / 2);
+  } else {
+    T sum = value[0];
+    for (; lanes >= 1; lanes /= 2) sum += shuffle_xor(sum, lanes);
+    return sum;
   }
-  RNN_EXT_UNROLL
-  for (int i = kWarp / 2 / n; i >= 1; i /= 2) value[0] += shuffle_xor(value[0], i);
-  return value[0];
 }
 
 template <class S>

@@ -1,18 +1,9 @@
-// Small kernels around the time loop.
+// A small kernel around the time loop.
 #pragma once
 #include "storage.h"
 #include "steps.h"
 
 namespace rnn_ext::cuda {
-
-RNN_EXT_KERNEL(kThreads) write_tables(RNN_EXT_PARAM SequenceTables p) {
-  for (int t = thread(); t < p.steps + int(p.last); t += threads()) {
-    int64_t row = p.first_row;
-    for (int i = 0; i < t; ++i) row += p.sizes[i];
-    p.first_rows[t] = row;
-    if (t < p.steps) p.batch_sizes[t] = p.sizes[t];
-  }
-}
 
 template <class S>
 RNN_EXT_KERNEL(kThreads) previous_states(RNN_EXT_PARAM PreviousStates p) {
