@@ -86,7 +86,7 @@ class CMakeBuild(build_ext):
     def copy_extensions_to_source(self) -> None:
         """For builds in place; setuptools itself knows of `_C` alone."""
         super().copy_extensions_to_source()
-        built = Path(self.get_ext_fullpath("rnn_ext._C")).parent / "_cuda.so"
+        built = Path(self.build_lib) / "rnn_ext" / "_cuda.so"
         if built.exists():
             shutil.copy2(built, ROOT / "rnn_ext")
         else:
