@@ -1,6 +1,7 @@
-"""Builds `rnn_ext._C`, and the CUDA library where there is nvcc, by driving CMake and Ninja; everything else about the package stands in pyproject.toml.
+"""Builds `rnn_ext._C`, and the CUDA library where there is nvcc, by driving CMake and Ninja.
 
-torch is looked up, never imported, and only when the extension is really built: metadata needs none of it.
+Everything else about the package stands in pyproject.toml. torch is looked up, never
+imported, and only when the extension is really built: metadata needs none of it.
 """
 
 import importlib.metadata

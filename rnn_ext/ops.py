@@ -83,7 +83,8 @@ def raise_out_of_memory(error: RuntimeError) -> None:
         size, device = int(float(found[1])), int(found[2])
         torch.empty(size, dtype=torch.uint8, device="cpu" if device < 0 else f"cuda:{device}")
         if device >= 0:
-            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} bytes on GPU {device}.") from None
+            text = f"CUDA out of memory. Tried to allocate {size} bytes on GPU {device}."
+            raise torch.OutOfMemoryError(text) from None
         # It can be had now that the operator has given back what it held: torch's words all the same.
         raise RuntimeError(f"DefaultCPUAllocator: can't allocate memory: you tried to allocate {size} bytes.") from None
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels, run by the emulator on the CPU: the very sources that nvcc compiles, with the operators around them.
+"""The CUDA kernels under the emulator: the very sources that nvcc compiles, with the operators around them.
 
 What this cannot show: that the hardware lays out matrix fragments as the twins do, and in which order it makes writes
 visible. tests/test_cuda_gpu.py shows it where there is a GPU.
