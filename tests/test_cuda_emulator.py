@@ -19,7 +19,7 @@ from tests import cuda_emulator
 from tests.subject import LAYERS, Case, named_outputs
 from tests.tolerances import assert_close
 
-KINDS = ["stepwise", "grid", "cluster"]
+KINDS = ["stepwise", "grid", "cluster", "library"]
 HALVES = [torch.bfloat16, torch.float16]
 each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 
@@ -114,7 +114,7 @@ def assert_equals_reference(emulator, layer, hidden_size, batch, dtype, ragged, 
         assert_close(actual, expected, dtype=dtype, scale=max(1.0, np.abs(expected).max(initial=0.0)))
 
 
-@pytest.mark.parametrize("kind", ["stepwise", "grid"])
+@pytest.mark.parametrize("kind", ["stepwise", "grid", "library"])
 @pytest.mark.parametrize("batch", [1, 7])
 @pytest.mark.parametrize("hidden_size", [1, 33, 130])
 @each_layer
@@ -198,6 +198,20 @@ def test_the_order_of_threads_changes_no_bit(emulator, kind, order):
         for ours, same in zip(case.run_ours(), expected):
             for name in same:
                 assert torch.equal(ours[name], same[name]), name
+
+
+@pytest.mark.parametrize("kind", ["stepwise", "grid"])
+def test_the_order_of_threads_changes_no_bit_where_tiles_are_small(emulator, kind):
+    emulator.device(multiprocessors=24, shared_bytes=5 << 10)
+    emulator.plan(kind)
+    for layer in LAYERS[2:]:
+        case, found = Case(layer, hidden_size=12, lengths=(3,) * 24), []
+        for order in range(3):
+            emulator.order(order)
+            found.append(case.run_ours())
+        for ours in found[1:]:
+            for actual, expected in zip(ours, found[0]):
+                assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("shared_bytes", [4 << 10, 9 << 10])

@@ -20,7 +20,7 @@ pytestmark = [
 ]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 HALVES = [torch.bfloat16, torch.float16]
-KINDS = ["stepwise", "grid", "cluster"]
+KINDS = ["stepwise", "grid", "cluster", "library"]
 each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 each_kind = pytest.mark.parametrize("kind", KINDS)
 

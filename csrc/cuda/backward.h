@@ -52,7 +52,7 @@ RNN_EXT_KERNEL(kThreads) backward_steps(RNN_EXT_PARAM BackwardSteps p) {
 
     for (int first = 0; first < here; first += p.g.tile) {
       const int count = smaller(p.g.tile, here - first);
-      if (first < next) {
+      if (first < next && !p.g.library) {
         const int64_t later = work.first_row(s + 1) + first_sequence + first;
         const auto da_later = [&](int i) {
           return static_cast<const S*>(p.da_h) + ((later + i) * p.D + d) * G * H;
@@ -62,7 +62,8 @@ RNN_EXT_KERNEL(kThreads) backward_steps(RNN_EXT_PARAM BackwardSteps p) {
       for (int i = first * units + thread(); i < (first + count) * units; i += threads()) {
         const int b = i / units, u = i % units;
         T dh = work.sums[i], carry = work.carry[i];
-        if (b < next) dh += work.product_of(b - first, u);
+        if (b < next)
+          dh += p.g.library ? work.library_product(b, first_unit + u, H) : work.product_of(b - first, u);
         if (Cell::carry == Carry::hidden) dh += carry;
         if (b >= active) {  // its first step was s + 1
           if (p.dh_0[d]) static_cast<T*>(p.dh_0[d])[in_state(b, u)] = dh;

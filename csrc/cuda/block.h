@@ -92,16 +92,20 @@ struct BlockWork {
       sync();
     }
   }
+  // Where the product is torch's: that of column j for sequence i, in rows of `width`.
+  RNN_EXT_DEVICE T library_product(int i, int64_t j, int64_t width) const {
+    return static_cast<const T*>(p.product[direction])[(first_sequence + i) * width + j];
+  }
   RNN_EXT_DEVICE T product_of(int sequence, int row) const {
     T sum = 0;
     for (int i = 0; i < g.slices; ++i) sum += parts[(i * g.tile + sequence) * rows + row];
     return sum;
   }
 
-  // Waits until every block of the group has published as much as this one.
+  // Waits until every block of the group has published as much as this one. Also a barrier of this block.
   RNN_EXT_DEVICE void wait_for_group() const {
-    if (!g.persistent || g.cluster || published == 0) return;
-    for (int i = thread(); i < g.unit_blocks; i += threads()) wait_until_at_least(flags + i, published);
+    if (g.persistent && !g.cluster && published > 0)
+      for (int i = thread(); i < g.unit_blocks; i += threads()) wait_until_at_least(flags + i, published);
     sync();
   }
   // Ends a step: what this block wrote is there for the others.

@@ -64,14 +64,18 @@ RNN_EXT_KERNEL(kThreads) forward_steps(RNN_EXT_PARAM ForwardSteps p) {
         if (b < before) return output_row(s - 1, b);
         return p.h_0[d] ? static_cast<const S*>(p.h_0[d]) + (first_sequence + b) * H : nullptr;
       };
-      work.multiply(count, weight_row, previous, [&](int i) { return p.g.cluster && loaded && first + i < before; });
+      if (!p.g.library)
+        work.multiply(count, weight_row, previous, [&](int i) { return p.g.cluster && loaded && first + i < before; });
       for (int i = first * units + thread(); i < (first + count) * units; i += threads()) {
         const int b = i / units, u = i % units;
         T a[C], kept[Cell::tape + 1], c = work.carry[i];
         RNN_EXT_UNROLL
         for (int column = 0; column < C; ++column) a[column] = work.sums[(b * C + column) * units + u];
         RNN_EXT_UNROLL
-        for (int gate = 0; gate < G; ++gate) a[Cell::hidden_column(gate)] += work.product_of(b - first, u * G + gate);
+        for (int gate = 0; gate < G; ++gate)
+          a[Cell::hidden_column(gate)] += p.g.library
+                                              ? work.library_product(b, int64_t(gate) * H + first_unit + u, int64_t(G) * H)
+                                              : work.product_of(b - first, u * G + gate);
         const T h = as_stored<S>(Cell::forward(a, work.h[i], c, kept));
         work.h[i] = h;
         work.carry[i] = c;

@@ -131,8 +131,11 @@ const char* launch(void (*kernel)(Args), const Launch& l, const Args& args) {
     return code != cudaSuccess;
   };
   const void* function = reinterpret_cast<const void*>(kernel);
-  cudaError_t code = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(l.shared_bytes));
-  if (failed(code)) return cudaGetErrorString(code);
+  cudaError_t code = cudaSuccess;
+  if (l.shared_bytes > 48 * 1024) {  // what every kernel may have without asking
+    code = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(l.shared_bytes));
+    if (failed(code)) return cudaGetErrorString(code);
+  }
   if (l.cluster > 8) {
     code = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     if (failed(code)) return cudaGetErrorString(code);

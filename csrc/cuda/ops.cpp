@@ -121,6 +121,11 @@ struct Run {
     return times(y, matrix(call.mask_pointers[l - 1], seq.R, D * H, D * H, 1, storage, call.x));
   }
 
+  // The step that direction d runs as its s-th, as rows of the host's tables: the first one, and how many there are.
+  int64_t time(int64_t d, int64_t s) const { return d == 0 ? s : seq.T - 1 - s; }
+  int64_t active(int64_t d, int64_t s) const { return s < 0 || s >= seq.T ? 0 : call.seq.active(time(d, s)); }
+  int64_t first_row(int64_t d, int64_t s) const { return call.seq.first_row(time(d, s)); }
+
   // What the arguments of both time loops have in common.
   void prepare(StepsArgs& a, const LoopShape& loop) {
     const Wish wish = wish_of_environment();
@@ -134,14 +139,15 @@ struct Run {
       a.flags = static_cast<uint32_t*>(memory({D * a.g.groups * a.g.unit_blocks}, ScalarType::Int));
   }
 
-  // Steps [0, steps): all in one launch, or one launch each.
-  template <class Args, class Launch>
-  void steps(Args& a, int64_t steps, Launch launch) {
+  // Steps [0, steps): all in one launch, or one launch each. before(s): what has to go ahead of the launch of a step.
+  template <class Args, class Before, class Launch>
+  void steps(Args& a, int64_t steps, Before before, Launch launch) {
     if (a.flags) check(set_to_zero(a.flags, size_t(D * a.g.groups * a.g.unit_blocks) * sizeof(uint32_t), on.stream));
     const int64_t each = a.g.persistent ? steps : 1;
     for (int64_t s = 0; s < steps; s += each) {
       a.begin = s;
       a.end = s + each;
+      if (a.g.library) before(s);
       check(launch(a));
     }
   }
@@ -155,6 +161,12 @@ struct Cuda {
     run.prepare(a, forward_shape(run.seq, run.shape, call.cell, call.dtype));
     void* projection = run.memory({R, D * G * H}, run.compute);
     void* c = call.facts().states > 1 ? run.memory({D, run.seq.B, H}, run.compute) : nullptr;
+    void* zeros = nullptr;
+    for (int64_t d = 0; d < D && a.g.library; ++d) a.product[d] = run.memory({run.seq.B, G * H}, run.compute);
+    if (a.g.library && !args.h_0) {
+      zeros = run.memory({run.seq.B, H}, run.storage);
+      check(set_to_zero(zeros, size_t(run.seq.B * H) * Run::bytes_of(run.storage), run.on.stream));
+    }
     for (int64_t l = 0; l < run.shape.L; ++l) {
       const auto output = [&](int64_t layer) -> void* {
         if (layer == run.shape.L - 1) return args.y;
@@ -178,7 +190,10 @@ struct Cuda {
       }
       a.projection = projection;
       a.y = output(l);
-      run.steps(a, run.seq.T, [&](const ForwardSteps& s) {
+      const auto before = [&](int64_t s) {
+        for (int64_t d = 0; d < D; ++d) step_product(run, args, a, l, d, s, zeros);
+      };
+      run.steps(a, run.seq.T, before, [&](const ForwardSteps& s) {
         return with_storage(call.dtype, [&](auto kernels) { return kernels.forward(call.cell, s, run.on.stream); });
       });
     }
@@ -189,6 +204,7 @@ struct Cuda {
     const int64_t G = run.G, D = run.D, H = run.H, R = run.seq.R;
     BackwardSteps a;
     run.prepare(a, backward_shape(run.seq, run.shape, call.cell, call.dtype));
+    for (int64_t d = 0; d < D && a.g.library; ++d) a.product[d] = run.memory({run.seq.B, H}, run.compute);
     const bool apart = G == 3;  // a GRU's gate gradients of x and of h differ
     a.da_x = run.memory({R, D * G * H}, run.storage);
     a.da_h = apart ? run.memory({R, D * G * H}, run.storage) : a.da_x;
@@ -220,7 +236,18 @@ struct Cuda {
       a.dy = last ? args.dy : nullptr;
       a.dy_above = last ? nullptr : dx_below[l % 2];
       a.mask = last || call.masks.empty() ? nullptr : call.mask_pointers[l];
-      run.steps(a, run.seq.T + (args.dh_0 || args.dc_0 ? 1 : 0), [&](const BackwardSteps& s) {
+      const auto before = [&](int64_t step) {
+        const int64_t s = run.seq.T - 1 - step;
+        for (int64_t d = 0; d < D; ++d) {
+          const int64_t later = run.active(d, s + 1);
+          if (later == 0) continue;
+          const void* da = Run::offset(a.da_h, (run.first_row(d, s + 1) * D + d) * G * H, run.storage);
+          product(matrix(a.product[d], later, H, H, 1, run.compute, call.x),
+                  matrix(da, later, G * H, D * G * H, 1, run.storage, call.x),
+                  matrix(run.weights(l, d).W_hh, G * H, H, H, 1, run.storage, call.x));
+        }
+      };
+      run.steps(a, run.seq.T + (args.dh_0 || args.dc_0 ? 1 : 0), before, [&](const BackwardSteps& s) {
         return with_storage(call.dtype, [&](auto kernels) { return kernels.backward(call.cell, s, run.on.stream); });
       });
       if (void* dx = l > 0 ? dx_below[(l - 1) % 2] : args.dx) input_gradient(run, l, I, a.da_x, dx);
@@ -229,6 +256,24 @@ struct Cuda {
   }
 
  private:
+  // W_hh h_{t-1} of all sequences of a step: those that go on, and those that begin with their initial state.
+  static void step_product(Run& run, const ForwardArgs& args, const ForwardSteps& a, int64_t l, int64_t d, int64_t s,
+                           const void* zeros) {
+    const int64_t G = run.G, D = run.D, H = run.H, active = run.active(d, s);
+    const int64_t going = std::min(run.active(d, s - 1), active);
+    const Tensor& like = run.call.x;
+    const Tensor W = matrix(run.weights(l, d).W_hh, H, G * H, 1, H, run.storage, like);
+    const auto rows = [&](int64_t begin, int64_t count, const void* states, int64_t stride) {
+      if (count <= 0) return;
+      product(matrix(Run::offset(a.product[d], begin * G * H, run.compute), count, G * H, G * H, 1, run.compute, like),
+              matrix(states, count, H, stride, 1, run.storage, like), W);
+    };
+    if (going > 0)
+      rows(0, going, Run::offset(a.y, (run.first_row(d, s - 1) * D + d) * H, run.storage), D * H);
+    const void* h_0 = args.h_0 ? run.state(args.h_0, l, d, run.storage) : zeros;
+    rows(going, active - going, Run::offset(h_0, going * H, run.storage), H);
+  }
+
   // dx = da W_ih, for both directions as one product: their gate gradients are neighbours in a row.
   static void input_gradient(Run& run, int64_t l, int64_t I, const void* da, void* dx) {
     const int64_t rows = run.G * run.H, all = run.D * rows;

@@ -12,7 +12,7 @@ int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_divide(a, b) * b; }
 
 // Estimates for one step in cycles of a Hopper chip, from data sheets and papers; none is measured yet.
-constexpr double kGridExchange = 2200, kClusterExchange = 500, kLaunch = 5000;
+constexpr double kGridExchange = 2200, kClusterExchange = 500, kLaunch = 5000, kLibraryCall = 20000;
 constexpr double kFmaRate = 64;         // multiply-adds a cycle of one multiprocessor, half of its peak
 constexpr double kFragmentRate = 512;   // the same on the tensor cores, where operands come from shared memory
 constexpr double kDoubleRate = 32;
@@ -123,6 +123,24 @@ Geometry stepwise(const LoopShape& s, const DeviceLimits& device, bool fragments
   return complete(g, s);
 }
 
+// Torch's product and one pointwise launch a step: for large weights, where the library's product is the better one.
+Geometry library(const LoopShape& s) {
+  Geometry g;
+  g.library = true;
+  g.units = int(std::min<int64_t>(s.H, 64));
+  g.unit_blocks = int(ceil_divide(s.H, g.units));
+  g.sequences = g.tile = int(std::min<int64_t>(s.B, 4));
+  g.groups = int(ceil_divide(s.B, g.sequences));
+  g.depth = g.stride = g.slices = 0;
+  g.shared_bytes = Layout(g, g.units * s.rows_per_unit, s.columns, size_t(s.storage), size_t(s.compute)).end;
+  return g;
+}
+double library_cycles(const LoopShape& s, const DeviceLimits& device) {
+  const double work = double(s.H) * s.rows_per_unit * double(s.K) * double(s.D), all = device.multiprocessors;
+  const double rate = s.storage == 2 ? kFragmentRate : s.compute == 8 ? kDoubleRate : kFmaRate;
+  return std::max(work * double(s.B) / rate / all, work * s.storage / kGlobalBytes / all) + kLibraryCall * double(s.D);
+}
+
 LoopShape shape_of(const Sequences& seq, const Shape& shape, int dtype) {
   LoopShape s;
   s.T = seq.T, s.B = seq.B, s.H = shape.H, s.D = shape.D;
@@ -157,7 +175,8 @@ Wish wish_of_environment() {
   if (kind == "stepwise") wish.kind = Kind::stepwise;
   else if (kind == "grid") wish.kind = Kind::grid;
   else if (kind == "cluster") wish.kind = Kind::cluster;
-  else if (!kind.empty()) wish.error = "RNN_EXT_CUDA_PLAN must be stepwise, grid or cluster, and is " + kind;
+  else if (kind == "library") wish.kind = Kind::library;
+  else if (!kind.empty()) wish.error = "RNN_EXT_CUDA_PLAN must be stepwise, grid, cluster or library, and is " + kind;
   const char* product = std::getenv("RNN_EXT_CUDA_PRODUCT");
   const std::string how = product ? product : "";
   wish.fma = how == "fma";
@@ -182,11 +201,13 @@ Geometry make_geometry(const LoopShape& s, const DeviceLimits& device, const Wis
     if (any || wish.kind == Kind::grid) consider(grid(s, device, groups, fragments));
     if (any || wish.kind == Kind::cluster) consider(cluster(s, device, groups, fragments));
   }
+  if (wish.kind == Kind::library || (any && library_cycles(s, device) < least)) return library(s);
   return best;
 }
 
 std::string describe(const Geometry& g) {
   const std::string kind = g.cluster ? "clusters" : g.persistent ? "persistent grid" : "step by step";
+  if (g.library) return "step by step: torch's product and one pointwise kernel";
   const auto count = [](int n, const char* what) { return std::to_string(n) + " " + what; };
   return kind + ": " + count(g.groups, "groups of ") + count(g.sequences, "sequences, ") +
          count(g.unit_blocks, "blocks of ") + count(g.units, "hidden units, ") +

@@ -25,9 +25,9 @@ LoopShape forward_shape(const Sequences& seq, const Shape& shape, int cell, int 
 LoopShape backward_shape(const Sequences& seq, const Shape& shape, int cell, int dtype);
 
 // Kinds of plan. `automatic` takes the one with the least estimated time.
-enum class Kind { automatic, stepwise, grid, cluster };
+enum class Kind { automatic, stepwise, grid, cluster, library };
 
-// What the environment asks for, for tests and measurements: RNN_EXT_CUDA_PLAN=stepwise|grid|cluster,
+// What the environment asks for, for tests and measurements: RNN_EXT_CUDA_PLAN=stepwise|grid|cluster|library,
 // RNN_EXT_CUDA_PRODUCT=fma|fragments. An unknown word is an error.
 struct Wish {
   Kind kind = Kind::automatic;

@@ -24,6 +24,7 @@ struct Geometry {
   bool persistent = false;  // all steps in one launch, all blocks alive at once
   bool cluster = false;     // the unit_blocks are a cluster and write into each other's shared memory
   bool fragments = false;   // products on the tensor cores
+  bool library = false;     // the product of each step is torch's; the kernel does what is pointwise
   size_t shared_bytes = 0;
 };
 
@@ -61,6 +62,7 @@ struct StepsArgs {
                                 // end in which the gradients of the initial states are made
   uint32_t* flags = nullptr;    // [D, groups, unit_blocks], zero before a persistent launch
   const void* W[2] = {};        // S; forward: W_hh [G*H, H]; backward: its transpose [H, G*H]
+  const void* product[2] = {};  // T [B, G*H], backward [B, H]: the step's product, where it is torch's
   const void* mask = nullptr;   // backward: S [R, D*H] or null, that of the layer above
 };
 
