@@ -202,10 +202,10 @@ def test_the_order_of_threads_changes_no_bit(emulator, kind, order):
 
 @pytest.mark.parametrize("kind", ["stepwise", "grid"])
 def test_the_order_of_threads_changes_no_bit_where_tiles_are_small(emulator, kind):
-    emulator.device(multiprocessors=24, shared_bytes=5 << 10)
+    emulator.device(multiprocessors=3, shared_bytes=6 << 10)
     emulator.plan(kind)
     for layer in LAYERS[2:]:
-        case, found = Case(layer, hidden_size=12, lengths=(3,) * 24), []
+        case, found = Case(layer, hidden_size=13, lengths=(3,) * 23), []
         for order in range(3):
             emulator.order(order)
             found.append(case.run_ours())
@@ -226,6 +226,20 @@ def test_little_shared_memory_means_smaller_tiles(emulator, kind, shared_bytes):
 def test_more_steps_than_one_launch_writes_into_the_tables(emulator):
     case = Case(LAYERS[0], 1, 2, form="sorted", lengths=(1900, 903, 3))
     emulator.plan("grid")
+    actual = case.run_ours()
+    emulator.monkeypatch.undo()
+    for ours, cpu in zip(actual, case.run_ours()):
+        for name in cpu:
+            assert_close(ours[name], cpu[name], scale=case.scale(name, cpu[name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("batch, hidden_size", [(1, 256), (8, 512), (16, 768), (64, 512)])
+@pytest.mark.parametrize("layer", LAYERS[2:], ids=str)
+def test_the_plans_of_a_large_gpu_give_what_the_cpu_kernels_give(emulator, layer, batch, hidden_size, dtype):
+    emulator.device(multiprocessors=132, shared_bytes=232_448, cluster_blocks=16)
+    case = Case(layer, 16, hidden_size, dtype=dtype, lengths=(3,) * batch)
     actual = case.run_ours()
     emulator.monkeypatch.undo()
     for ours, cpu in zip(actual, case.run_ours()):

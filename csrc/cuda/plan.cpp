@@ -28,8 +28,13 @@ Geometry complete(Geometry g, const LoopShape& s) {
   const int sequence_tile = g.fragments ? (g.tile > 8 ? 16 : 8) : g.tile > 1 ? 4 : 1;
   const int64_t jobs = ceil_divide(rows, row_tile) * ceil_divide(g.tile, sequence_tile);
   const int64_t runs = ceil_divide(g.depth, g.fragments ? 16 : 32 * line);  // into which a sum can be cut
+  // Few slices, but all warps busy in every round; each slice is one more number to add for every sum.
   const int64_t warps = 8;
-  g.slices = int(std::clamp<int64_t>(ceil_divide(warps, jobs), 1, std::max<int64_t>(runs, 1)));
+  double least = 0;
+  for (int64_t slices = 1; slices <= std::clamp<int64_t>(runs, 1, warps); ++slices) {
+    const double cost = double(ceil_divide(jobs * slices, warps)) / double(slices) + 0.02 * double(slices);
+    if (slices == 1 || cost < least) g.slices = int(slices), least = cost;
+  }
   g.shared_bytes = Layout(g, rows, s.columns, size_t(s.storage), size_t(s.compute)).end;
   return g;
 }
