@@ -147,10 +147,12 @@ def test_every_dtype_equals_the_reference(emulator, layer, kind, dtype):
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("product", ["fma", "fragments"])
+@pytest.mark.parametrize("product", ["fma", "fragments", "held"])
 @pytest.mark.parametrize("batch", [1, 9, 20])
-def test_both_products_of_sixteen_bit_types(emulator, product, dtype, batch):
+def test_every_product_of_sixteen_bit_types(emulator, product, dtype, batch):
+    emulator.device(multiprocessors=40)
     emulator.plan("grid", product)
+    assert ("registers" in plan("LSTM", 5, batch, 33, 2)) == (product == "held")
     assert_equals_reference(emulator, LAYERS[2], 33, batch, dtype, False, bidirectional=False)
 
 

@@ -98,12 +98,13 @@ def test_fragments_and_multiply_adds_agree(dtype, monkeypatch):
     torch.manual_seed(0)
     module = LAYERS[2].make_ours(32, 160, device="cuda", dtype=dtype)
     x, found = torch.randn(6, 19, 32, device="cuda", dtype=dtype), []
-    for product in ("fma", "fragments"):
+    for product in ("fma", "fragments", "held"):
         monkeypatch.setenv("RNN_EXT_CUDA_PRODUCT", product)
         y, state = module(x)
         found.append([y, *gradients_of(module, y.float().square().sum())])
-    for fma, fragments in zip(*found):
+    for fma, fragments, held in zip(*found):
         assert relative_error(fragments.cpu(), fma.cpu()) < TOLERANCES[dtype].rtol
+        assert relative_error(held.cpu(), fma.cpu()) < TOLERANCES[dtype].rtol
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)

@@ -6,13 +6,13 @@
 
 namespace rnn_ext::cuda {
 
-template <class Cell, class S>
+template <class Cell, class S, bool kHeld>
 RNN_EXT_KERNEL(kThreads) backward_steps(RNN_EXT_PARAM BackwardSteps p) {
   using T = Compute<S>;
   constexpr int G = Cell::gates, C = Cell::columns;
   constexpr bool kCarries = Cell::carry != Carry::none;
   const int H = int(p.H);
-  BlockWork<S> work(p, G * H, 1, 1);
+  BlockWork<S, kHeld> work(p, G * H, 1, 1);
   const int d = work.direction, units = work.units, first_unit = work.first_unit;
   const int64_t first_sequence = work.first_sequence, outputs = p.D * H;
 

@@ -6,7 +6,8 @@
 
 namespace rnn_ext::cuda {
 
-template <class S>
+// kHeld: the weights' fragments stay in registers.
+template <class S, bool kHeld>
 struct BlockWork {
   using T = Compute<S>;
   const StepsArgs& p;
@@ -18,6 +19,7 @@ struct BlockWork {
   T *parts, *sums, *h, *carry;
   uint32_t* flags;         // of the group: how many results each of its blocks has published
   uint32_t published = 0;  // by this block
+  HeldFragments fragments;
   int turn = 0;            // which half of `staged` holds this step's rows in a cluster
 
   // rows_per_unit: rows of W for each hidden unit; columns: sums kept for each.
@@ -73,6 +75,11 @@ struct BlockWork {
   template <class Row>
   RNN_EXT_DEVICE void begin(Row weight_row) {
     if (g.resident) stage(weights, rows, 0, weight_row, [](int) { return false; });
+    if constexpr (kHeld) {
+      copies_done();
+      sync();
+      Product<S>{g, weights, staged, parts, rows, 0}.hold(fragments);
+    }
     if (!g.cluster) return;
     for (int i = thread(); i < 2 * g.sequences * g.stride; i += threads()) staged[i] = S{};
     sync_cluster();  // from here on the others may write
@@ -88,7 +95,8 @@ struct BlockWork {
       stage(v, count, k, row, held);
       copies_done();
       sync();
-      product.run(k == 0);
+      if constexpr (kHeld) product.run(fragments);
+      else product.run(k == 0);
       sync();
     }
   }

@@ -5,12 +5,12 @@
 
 namespace rnn_ext::cuda {
 
-template <class Cell, class S>
+template <class Cell, class S, bool kHeld>
 RNN_EXT_KERNEL(kThreads) forward_steps(RNN_EXT_PARAM ForwardSteps p) {
   using T = Compute<S>;
   constexpr int G = Cell::gates, C = Cell::columns;
   const int H = int(p.H);
-  BlockWork<S> work(p, H, G, C);
+  BlockWork<S, kHeld> work(p, H, G, C);
   const int d = work.direction, units = work.units, first_unit = work.first_unit;
   const int64_t first_sequence = work.first_sequence, outputs = p.D * H;
 

@@ -18,11 +18,25 @@ inline Launch launch_of(const StepsArgs& args, void* stream) {
   return l;
 }
 
+// The kernel of a cell and storage type, with or without fragments held in registers.
+template <class Cell, class S, bool kHeld>
+constexpr auto kernel_of(const ForwardSteps&) { return forward_steps<Cell, S, kHeld>; }
+template <class Cell, class S, bool kHeld>
+constexpr auto kernel_of(const BackwardSteps&) { return backward_steps<Cell, S, kHeld>; }
+
+template <class Cell, class S, class Args>
+const char* launch_steps(const Args& args, void* stream) {
+  if constexpr (sizeof(S) == 2) {
+    if (args.g.held) return launch(kernel_of<Cell, S, true>(args), launch_of(args, stream), args);
+  }
+  return launch(kernel_of<Cell, S, false>(args), launch_of(args, stream), args);
+}
+
 template <class S>
 const char* Kernels<S>::forward(int cell, const ForwardSteps& args, void* stream) {
   switch (CellKind(cell)) {
 #define RNN_EXT_CASE(name, type, gates, states, tape) \
-  case CellKind::name: return launch(forward_steps<type, S>, launch_of(args, stream), args);
+  case CellKind::name: return launch_steps<type, S>(args, stream);
     RNN_EXT_CELLS(RNN_EXT_CASE)
 #undef RNN_EXT_CASE
     default: return "no such cell";
@@ -33,7 +47,7 @@ template <class S>
 const char* Kernels<S>::backward(int cell, const BackwardSteps& args, void* stream) {
   switch (CellKind(cell)) {
 #define RNN_EXT_CASE(name, type, gates, states, tape) \
-  case CellKind::name: return launch(backward_steps<type, S>, launch_of(args, stream), args);
+  case CellKind::name: return launch_steps<type, S>(args, stream);
     RNN_EXT_CELLS(RNN_EXT_CASE)
 #undef RNN_EXT_CASE
     default: return "no such cell";

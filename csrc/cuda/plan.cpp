@@ -20,7 +20,7 @@ constexpr double kSharedBytes = 128;    // a cycle
 constexpr double kGlobalBytes = 32;     // a cycle and multiprocessor, out of the second-level cache
 
 // Everything that follows from units, sequences, tile and depth.
-Geometry complete(Geometry g, const LoopShape& s) {
+Geometry complete(Geometry g, const LoopShape& s, const DeviceLimits& device) {
   const int rows = g.units * s.rows_per_unit, line = 16 / s.storage;
   // Rows 4 words apart modulo the 32 banks: the lanes that load a fragment then meet no conflict.
   g.stride = g.fragments ? int(round_up(g.depth, 64) + 8) : g.depth;
@@ -29,11 +29,16 @@ Geometry complete(Geometry g, const LoopShape& s) {
   const int64_t jobs = ceil_divide(rows, row_tile) * ceil_divide(g.tile, sequence_tile);
   const int64_t runs = ceil_divide(g.depth, g.fragments ? 16 : 32 * line);  // into which a sum can be cut
   // Few slices, but all warps busy in every round; each slice is one more number to add for every sum.
-  const int64_t warps = 8;
+  const int64_t warps = device.threads / 32;
   double least = 0;
   for (int64_t slices = 1; slices <= std::clamp<int64_t>(runs, 1, warps); ++slices) {
     const double cost = double(ceil_divide(jobs * slices, warps)) / double(slices) + 0.02 * double(slices);
     if (slices == 1 || cost < least) g.slices = int(slices), least = cost;
+  }
+  if (g.held) {  // one row tile and one slice to each warp, if that is few enough fragments for its registers
+    const int64_t row_tiles = ceil_divide(rows, 16), slices = std::min(warps / row_tiles, runs);
+    g.held = slices > 0 && ceil_divide(runs, slices) <= kHeldFragments;
+    if (g.held) g.slices = int(slices);
   }
   g.shared_bytes = Layout(g, rows, s.columns, size_t(s.storage), size_t(s.compute)).end;
   return g;
@@ -45,7 +50,7 @@ double cycles_of(const Geometry& g, const LoopShape& s, const DeviceLimits& devi
   const double padded_sequences = g.fragments ? double(round_up(g.sequences, 8)) : sequences;
   const double rate = g.fragments ? kFragmentRate : s.compute == 8 ? kDoubleRate : kFmaRate;
   const double product = std::max(padded_rows * padded_sequences * K / rate,
-                                  rows * K * s.storage * double(ceil_divide(g.sequences, g.fragments ? 16 : 4)) / kSharedBytes);
+                                  (g.held ? 0 : rows) * K * s.storage * double(ceil_divide(g.sequences, g.fragments ? 16 : 4)) / kSharedBytes);
   double staging = sequences * K * s.storage / kGlobalBytes;
   if (!g.resident) staging += rows * K * s.storage / kGlobalBytes;
   if (g.cluster) staging = sequences * rows / s.rows_per_unit * (s.K / s.H) * s.storage * g.unit_blocks / kGlobalBytes;
@@ -60,7 +65,7 @@ Geometry fit_tile(Geometry g, const LoopShape& s, const DeviceLimits& device) {
   for (int tile = g.sequences; tile >= 1; tile = tile > 1 ? int(ceil_divide(tile, 2)) : 0) {
     if (g.cluster && tile < g.sequences) break;
     g.tile = tile;
-    g = complete(g, s);
+    g = complete(g, s, device);
     if (g.shared_bytes <= size_t(device.shared_bytes)) return g;
   }
   g.units = 0;
@@ -68,8 +73,9 @@ Geometry fit_tile(Geometry g, const LoopShape& s, const DeviceLimits& device) {
 }
 
 // W_hh stays in shared memory, all blocks run at once, one exchange through global memory a step.
-Geometry grid(const LoopShape& s, const DeviceLimits& device, int64_t groups, bool fragments) {
+Geometry grid(const LoopShape& s, const DeviceLimits& device, int64_t groups, bool fragments, bool held) {
   Geometry g;
+  g.held = held;
   const int64_t unit_blocks = device.multiprocessors / (s.D * groups);
   g.units = 0;
   if (unit_blocks == 0) return g;
@@ -84,8 +90,9 @@ Geometry grid(const LoopShape& s, const DeviceLimits& device, int64_t groups, bo
 }
 
 // The same with the blocks of a group as a cluster: clusters do not wait for each other, so there may be any number.
-Geometry cluster(const LoopShape& s, const DeviceLimits& device, int64_t groups, bool fragments) {
+Geometry cluster(const LoopShape& s, const DeviceLimits& device, int64_t groups, bool fragments, bool held) {
   Geometry g;
+  g.held = held;
   g.units = 0;
   const int64_t line = 16 / s.storage;
   if (device.cluster_blocks < 2 || s.H % line != 0) return g;
@@ -114,18 +121,18 @@ Geometry stepwise(const LoopShape& s, const DeviceLimits& device, bool fragments
   g.units = int(std::clamp<int64_t>(share, 1, std::max(1, 64 / s.rows_per_unit)));
   g.unit_blocks = int(ceil_divide(s.H, g.units));
   for (g.depth = int(round_up(s.K, 16)); g.depth > 16; g.depth = int(round_up(ceil_divide(g.depth, 2), 16))) {
-    g = complete(g, s);
+    g = complete(g, s, device);
     if (g.shared_bytes <= size_t(device.shared_bytes)) return g;
   }
   while (g.units > 1 || g.sequences > 1) {
-    g = complete(g, s);
+    g = complete(g, s, device);
     if (g.shared_bytes <= size_t(device.shared_bytes)) return g;
     g.units = int(ceil_divide(g.units, 2));
     g.sequences = g.tile = int(ceil_divide(g.sequences, 2));
     g.unit_blocks = int(ceil_divide(s.H, g.units));
     g.groups = int(ceil_divide(s.B, g.sequences));
   }
-  return complete(g, s);
+  return complete(g, s, device);
 }
 
 // Torch's product and one pointwise launch a step: for large weights, where the library's product is the better one.
@@ -185,13 +192,15 @@ Wish wish_of_environment() {
   const char* product = std::getenv("RNN_EXT_CUDA_PRODUCT");
   const std::string how = product ? product : "";
   wish.fma = how == "fma";
-  if (!how.empty() && how != "fma" && how != "fragments")
-    wish.error = "RNN_EXT_CUDA_PRODUCT must be fma or fragments, and is " + how;
+  wish.fragments = how == "fragments";
+  if (!how.empty() && how != "fma" && how != "fragments" && how != "held")
+    wish.error = "RNN_EXT_CUDA_PRODUCT must be fma, fragments or held, and is " + how;
   return wish;
 }
 
 Geometry make_geometry(const LoopShape& s, const DeviceLimits& device, const Wish& wish) {
   const bool fragments = s.storage == 2 && !wish.fma;
+  const bool held = fragments && !wish.fragments;
   Geometry best;
   best.units = 0;
   double least = 0;
@@ -203,8 +212,8 @@ Geometry make_geometry(const LoopShape& s, const DeviceLimits& device, const Wis
   const bool any = wish.kind == Kind::automatic;
   if (any || wish.kind == Kind::stepwise) consider(stepwise(s, device, fragments));
   for (int64_t groups = 1; groups <= s.B; groups *= 2) {
-    if (any || wish.kind == Kind::grid) consider(grid(s, device, groups, fragments));
-    if (any || wish.kind == Kind::cluster) consider(cluster(s, device, groups, fragments));
+    if (any || wish.kind == Kind::grid) consider(grid(s, device, groups, fragments, held));
+    if (any || wish.kind == Kind::cluster) consider(cluster(s, device, groups, fragments, held));
   }
   if (wish.kind == Kind::library || (any && library_cycles(s, device) < least)) return library(s);
   return best;
@@ -216,7 +225,7 @@ std::string describe(const Geometry& g) {
   const auto count = [](int n, const char* what) { return std::to_string(n) + " " + what; };
   return kind + ": " + count(g.groups, "groups of ") + count(g.sequences, "sequences, ") +
          count(g.unit_blocks, "blocks of ") + count(g.units, "hidden units, ") +
-         (g.fragments ? "tensor cores" : "multiply-add units");
+         (g.held ? "tensor cores, weights in registers" : g.fragments ? "tensor cores" : "multiply-add units");
 }
 
 }  // namespace rnn_ext::cuda

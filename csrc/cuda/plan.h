@@ -28,10 +28,11 @@ LoopShape backward_shape(const Sequences& seq, const Shape& shape, int cell, int
 enum class Kind { automatic, stepwise, grid, cluster, library };
 
 // What the environment asks for, for tests and measurements: RNN_EXT_CUDA_PLAN=stepwise|grid|cluster|library,
-// RNN_EXT_CUDA_PRODUCT=fma|fragments. An unknown word is an error.
+// RNN_EXT_CUDA_PRODUCT=fma|fragments|held. An unknown word is an error.
 struct Wish {
   Kind kind = Kind::automatic;
-  bool fma = false;
+  bool fma = false;        // no tensor cores
+  bool fragments = false;  // tensor cores, with W in shared memory
   std::string error;
 };
 Wish wish_of_environment();

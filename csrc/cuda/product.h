@@ -35,6 +35,11 @@ RNN_EXT_DEVICE void unpack(const Line& line, Compute<S>* values) {
   for (int i = 0; i < kPerLine<S>; ++i) values[i] = widen(stored[i]);
 }
 
+// Pieces of W, 16 rows by 16 of k, as a warp's registers hold them for the whole launch.
+struct HeldFragments {
+  uint32_t a[kHeldFragments][4];
+};
+
 // Sums of the rows x sequences of one block. `parts` is [slices, tile, rows].
 template <class S>
 struct Product {
@@ -47,6 +52,27 @@ struct Product {
 
   RNN_EXT_DEVICE T* part(int slice, int sequence, int row) const {
     return parts + (slice * g.tile + sequence) * rows + row;
+  }
+
+  // Loads what this warp will keep of the staged weights.
+  RNN_EXT_DEVICE void hold(HeldFragments& held) const {
+    const int job = thread() / kWarp, row = job / g.slices * 16, slice = job % g.slices;
+    const int group = thread() % kWarp / 4, pair = thread() % 4;
+    const S* upper = weights + larger(smaller(row + group, rows - 1), 0) * g.stride + 2 * pair;
+    const S* lower = weights + larger(smaller(row + group + 8, rows - 1), 0) * g.stride + 2 * pair;
+    RNN_EXT_UNROLL
+    for (int t = 0; t < kHeldFragments; ++t) {
+      const int k = (t * g.slices + slice) * 16;
+      if (k >= g.depth) continue;
+      held.a[t][0] = two(upper + k), held.a[t][1] = two(lower + k);
+      held.a[t][2] = two(upper + k + 8), held.a[t][3] = two(lower + k + 8);
+    }
+  }
+
+  // The product with what is held.
+  RNN_EXT_DEVICE void run(const HeldFragments& held) const {
+    if (sequences > 8) by_held<2>(held);
+    else by_held<1>(held);
   }
 
   // All warps; `first` overwrites the sums, else it adds to them.
@@ -111,13 +137,45 @@ struct Product {
           else multiply_fragments_float16(sum[n], a, b);
         }
       }
+      put_fragments<N>(sum, slice, row, sequence, first);
+    }
+  }
+
+  template <int N>
+  RNN_EXT_DEVICE void by_held(const HeldFragments& held) const {
+    const int job = thread() / kWarp, row = job / g.slices * 16, slice = job % g.slices;
+    const int group = thread() % kWarp / 4, pair = thread() % 4;
+    if (row >= rows) return;
+    for (int sequence = 0; sequence < sequences; sequence += 8 * N) {
+      float sum[N][4] = {};
+      const S* v[N];
       RNN_EXT_UNROLL
-      for (int n = 0; n < N; ++n) {
+      for (int n = 0; n < N; ++n)
+        v[n] = staged + smaller(sequence + 8 * n + group, sequences - 1) * g.stride + 2 * pair + slice * 16;
+      RNN_EXT_UNROLL
+      for (int t = 0; t < kHeldFragments; ++t) {
+        if ((t * g.slices + slice) * 16 >= g.depth) continue;
         RNN_EXT_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          const int r = row + group + i / 2 * 8, s = sequence + 8 * n + 2 * pair + i % 2;
-          if (r < rows && s < sequences) put(slice, s, r, sum[n][i], first);
+        for (int n = 0; n < N; ++n) {
+          const S* at = v[n] + t * g.slices * 16;
+          const uint32_t b[2] = {two(at), two(at + 8)};
+          if constexpr (kIsBfloat16<S>) multiply_fragments_bfloat16(sum[n], held.a[t], b);
+          else multiply_fragments_float16(sum[n], held.a[t], b);
         }
+      }
+      put_fragments<N>(sum, slice, row, sequence, true);
+    }
+  }
+
+  template <int N>
+  RNN_EXT_DEVICE void put_fragments(const float (&sum)[N][4], int slice, int row, int sequence, bool first) const {
+    const int group = thread() % kWarp / 4, pair = thread() % 4;
+    RNN_EXT_UNROLL
+    for (int n = 0; n < N; ++n) {
+      RNN_EXT_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const int r = row + group + i / 2 * 8, s = sequence + 8 * n + 2 * pair + i % 2;
+        if (r < rows && s < sequences) put(slice, s, r, sum[n][i], first);
       }
     }
   }

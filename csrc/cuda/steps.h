@@ -10,6 +10,8 @@
 
 namespace rnn_ext::cuda {
 
+inline constexpr int kHeldFragments = 32;  // 16 x 16 pieces of W that a warp can keep, in 128 registers a thread
+
 // How the work of one step is divided, and for how many steps a launch runs. Made by plan.cpp.
 struct Geometry {
   int units = 1;        // hidden units of a block, with all their gates
@@ -24,6 +26,7 @@ struct Geometry {
   bool persistent = false;  // all steps in one launch, all blocks alive at once
   bool cluster = false;     // the unit_blocks are a cluster and write into each other's shared memory
   bool fragments = false;   // products on the tensor cores
+  bool held = false;        // the fragments of W stay in registers: each warp has one row tile and one slice
   bool library = false;     // the product of each step is torch's; the kernel does what is pointwise
   size_t shared_bytes = 0;
 };
