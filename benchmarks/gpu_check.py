@@ -121,6 +121,7 @@ def speed(out: Path, first: int, seconds: float) -> None:
     points = [(cell, shape, dtype) for shape in SHAPES for cell in CELLS for dtype in DTYPES]
     facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
     facts["cudnn"] = torch.backends.cudnn.version()
+    facts["cudnn_allow_tf32"] = torch.backends.cudnn.allow_tf32  # ours never rounds float32 to TF32 by itself
     (out / "machine.json").write_text(json.dumps(facts, indent=1))
     gains = []
     with open(out / "speed.jsonl", "a") as file:

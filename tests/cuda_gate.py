@@ -57,6 +57,14 @@ def undefined_symbols(library: Path) -> list[str]:
     return [line.split()[-1] for line in out.splitlines() if line.strip()]
 
 
+def missing(library: Path, torch_cpu: Path) -> list[str]:
+    """Symbols of torch that the library needs and a CPU torch does not have, but for the one that only CUDA brings."""
+    out = subprocess.run(["nm", "-D", "--defined-only", torch_cpu], check=True, capture_output=True, text=True).stdout
+    there = {line.split()[-1].split("@")[0] for line in out.splitlines()}
+    needed = [name for name in undefined_symbols(library) if STABLE.match(name)]
+    return [name for name in needed if name not in there and name != "aoti_torch_get_current_cuda_stream"]
+
+
 def build(nvcc: str, architectures: str) -> str:
     """Compiles the library afresh; returns what the compilers printed."""
     shutil.rmtree(BUILD, ignore_errors=True)
@@ -101,6 +109,8 @@ def main() -> None:
     problems = [f"{k.name} ({k.architecture}) spills {k.spills} bytes" for k in loops if k.spills > SPILL_BOUND]
     if len(loops) != wanted:
         problems.append(f"{len(loops)} kernels of the time loop seen, {wanted} expected")
+    torch_cpu = Path(importlib.util.find_spec("torch").origin).parent / "lib" / "libtorch_cpu.so"
+    problems += [f"{name} is not in this torch" for name in missing(BUILD / "_cuda.so", torch_cpu)]
     problems += [f"undefined symbol {name}" for name in foreign_symbols(undefined_symbols(BUILD / "_cuda.so"))]
     if problems:
         raise SystemExit("cuda-check: " + "\n  ".join(problems))

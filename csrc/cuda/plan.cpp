@@ -24,8 +24,9 @@ Geometry complete(Geometry g, const LoopShape& s, const DeviceLimits& device) {
   const int rows = g.units * s.rows_per_unit, line = 16 / s.storage;
   // Rows 4 words apart modulo the 32 banks: the lanes that load a fragment then meet no conflict.
   g.stride = g.fragments ? int(round_up(g.depth, 64) + 8) : g.depth;
-  const int row_tile = g.fragments ? 16 : 4;
-  const int sequence_tile = g.fragments ? (g.tile > 8 ? 16 : 8) : g.tile > 1 ? 4 : 1;
+  const bool large = large_tiles(rows, g.tile, size_t(s.storage));
+  const int row_tile = g.fragments ? 16 : large ? 8 : 4;
+  const int sequence_tile = g.fragments ? (g.tile > 8 ? 16 : 8) : large ? 8 : g.tile > 1 ? 4 : 1;
   const int64_t jobs = ceil_divide(rows, row_tile) * ceil_divide(g.tile, sequence_tile);
   const int64_t runs = ceil_divide(g.depth, g.fragments ? 16 : 32 * line);  // into which a sum can be cut
   // Few slices, but all warps busy in every round; each slice is one more number to add for every sum.

@@ -80,7 +80,11 @@ struct Product {
     if constexpr (sizeof(S) == 2) {
       if (g.fragments) return sequences > 8 ? by_fragments<2>(first) : by_fragments<1>(first);
     }
-    if (sequences > 1) by_lanes<4, 4>(first);
+    // The more at once, the fewer loads for each multiply-add.
+    if constexpr (sizeof(S) == 4) {
+      if (large_tiles(rows, g.tile, sizeof(S))) return by_lanes<8, 8>(first);
+    }
+    if (g.tile > 1) by_lanes<4, 4>(first);
     else by_lanes<4, 1>(first);
   }
 
@@ -109,9 +113,13 @@ struct Product {
           }
         }
       }
-      const T total = sum_over_lanes<R * N>(sum);
-      const int mine = lane * (R * N) / kWarp, r = row + mine / N, n = sequence + mine % N;
-      if (lane % (kWarp / (R * N)) == 0 && r < rows && n < sequences) put(slice, n, r, total, first);
+      constexpr int kAtOnce = R * N < kWarp ? R * N : kWarp;
+      RNN_EXT_UNROLL
+      for (int done = 0; done < R * N; done += kAtOnce) {
+        const T total = sum_over_lanes<kAtOnce>(sum + done);
+        const int mine = done + lane * kAtOnce / kWarp, r = row + mine / N, n = sequence + mine % N;
+        if (lane % (kWarp / kAtOnce) == 0 && r < rows && n < sequences) put(slice, n, r, total, first);
+      }
     }
   }
 

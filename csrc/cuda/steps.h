@@ -31,6 +31,10 @@ struct Geometry {
   size_t shared_bytes = 0;
 };
 
+// Whether the multiply-adds of a block's product take 8 rows and 8 sequences at once. Other types than float would not
+// fit into registers.
+RNN_EXT_INLINE bool large_tiles(int rows, int tile, size_t storage) { return storage == 4 && rows >= 32 && tile >= 8; }
+
 // Offsets in the shared memory of a block, in bytes; `end` is what it needs in all.
 struct Layout {
   size_t weights, staged, parts, sums, h, carry, end;
