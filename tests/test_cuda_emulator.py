@@ -49,7 +49,13 @@ class Emulator:
 
 
 @pytest.fixture(scope="session")
-def emulator_library():
+def sources():
+    if not (cuda_emulator.ROOT / "csrc").exists():
+        pytest.skip("the sources of the kernels are not beside these tests")
+
+
+@pytest.fixture(scope="session")
+def emulator_library(sources):
     return cuda_emulator.library()
 
 
@@ -283,7 +289,7 @@ def test_a_plan_that_does_not_fit_is_an_error(emulator):
 
 
 @pytest.fixture(scope="session")
-def wrong_kernels():
+def wrong_kernels(sources):
     return cuda_emulator.compiled(cuda_emulator.HERE / "wrong_kernels.cpp", ["-fsanitize=address"])
 
 
