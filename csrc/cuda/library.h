@@ -1,5 +1,7 @@
 // Torch's own operators, called through the stable dispatcher on memory of ours: large products and sums.
 #pragma once
+#include <array>
+
 #include "../call.h"
 
 namespace rnn_ext::cuda {
