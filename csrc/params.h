@@ -13,9 +13,13 @@ namespace rnn_ext {
 
 // Functions shared by files that are compiled for different instruction sets must be inlined: of several copies
 // the linker keeps one, and it may be the one that the machine cannot run.
+#if defined(__CUDACC__)
+#define RNN_EXT_INLINE __host__ __device__ __forceinline__
+#else
 #define RNN_EXT_INLINE inline __attribute__((always_inline))
+#endif
 
-enum class DType : int { float32, float64, bfloat16 };
+enum class DType : int { float32, float64, bfloat16, float16 };  // float16 on the GPU only
 
 // Which steps each sequence takes part in: all of them (padded), or the first batch_sizes[t] at step t (packed).
 struct Sequences {

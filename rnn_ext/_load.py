@@ -3,6 +3,7 @@
 torch comes first: the library links to torch's own without a path to them, so they must be loaded already.
 """
 
+import ctypes
 import re
 import sys
 from importlib.machinery import PathFinder
@@ -55,4 +56,26 @@ def _load() -> ModuleType:
     return _C
 
 
+def _load_cuda() -> bool:
+    """Loads the CUDA operators if this torch has CUDA and the library was built; raises ImportError if that fails."""
+    import torch
+
+    library = Path(__file__).parent / "_cuda.so"
+    if torch.version.cuda is None or not library.exists():
+        return False
+    try:
+        # The library finds torch's CUDA symbols only among those that are loaded for all.
+        ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cuda.so"), mode=ctypes.RTLD_GLOBAL)
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        raise ImportError(
+            f"the CUDA library of rnn_ext does not load with torch {torch.__version__}: {error}. "
+            "Install rnn_ext again for this torch, or build it without CUDA: RNN_EXT_CUDA=off.",
+            name="rnn_ext._cuda",
+            path=str(library),
+        ) from error
+    return True
+
+
 _C = _load()
+has_cuda = _load_cuda()  # whether CUDA tensors have kernels of ours

@@ -78,6 +78,11 @@ def explain(
         rows = steps * batch
     else:
         steps, batch, rows = len(call.batch_sizes), int(call.batch_sizes[0]), call.input.shape[0]
+    if call.input.is_cuda:
+        directions, sizes = 2 if call.stack.bidirectional else 1, (steps, batch, module.hidden_size)
+        device = (call.input.dtype.itemsize, call.input.get_device())
+        plan = torch.ops.rnn_ext.cuda_plan(call.stack.mode, *sizes, directions, *device)
+        return Explanation("kernel", "as the weights fit on the chip", plan, "cuda", 1, None)
     plan, threads_of_call, product = _C.plan(
         call.stack.mode,
         steps,

@@ -40,7 +40,7 @@ def recurrent(
     """Output and final states (y, h_n and, for an LSTM, c_n) of a stack of recurrent layers; differentiable.
 
     Args:
-        x: input, [T, B, I] or, with batch_sizes, packed [R, I]; float32, float64 or bfloat16 on the CPU.
+        x: input, [T, B, I] or, with batch_sizes, packed [R, I]; float32, float64 or bfloat16, on CUDA float16 too.
         h_0, c_0: initial states [L*D, B, P] and [L*D, B, H], or None for zeros; c_0 is an LSTM's.
         weights: parameters in PyTorch's order, two or (with biases) four per layer and direction, for an LSTM with a
             projection one more.
@@ -79,10 +79,13 @@ def _backward(x, h_0, weights, batch_sizes, masks, y, saved, dy, dh_n, dc_n, sta
 
 def raise_out_of_memory(error: RuntimeError) -> None:
     """Raises torch's error for memory that cannot be had, if that is what the operator's error says."""
-    found = re.search(r"rnn_ext: can't allocate (\S+) bytes", str(error))
+    found = re.search(r"rnn_ext: can't allocate (\S+) bytes on device (\S+)", str(error))
     if found:
-        size = int(float(found[1]))
-        torch.empty(size, dtype=torch.uint8)
+        size, device = int(float(found[1])), int(found[2])
+        torch.empty(size, dtype=torch.uint8, device="cpu" if device < 0 else f"cuda:{device}")
+        if device >= 0:
+            text = f"CUDA out of memory. Tried to allocate {size} bytes on GPU {device}."
+            raise torch.OutOfMemoryError(text) from None
         # It can be had now that the operator has given back what it held: torch's words all the same.
         raise RuntimeError(f"DefaultCPUAllocator: can't allocate memory: you tried to allocate {size} bytes.") from None
 
@@ -114,7 +117,7 @@ class _Recurrent(torch.autograd.Function):
         else:
             masks, weights = masks_and_weights[:num_masks], masks_and_weights[num_masks:]
             gradients = _backward(x, h_0, weights, batch_sizes, masks, y, saved, dy, dh_n, dc_n, ctx.stack, needs)
-            if x.dtype == torch.bfloat16:
+            if x.dtype in (torch.bfloat16, torch.float16):
                 gradients = [g.to(x.dtype) for g in gradients]
         gradients = iter(gradients)
         inputs = [next(gradients) if needed else None for needed in needs[:3]]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from rnn_ext._load import has_cuda
+
 _KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _warned = False
 
@@ -22,11 +24,14 @@ def reason_for_torch(tensors: Sequence[Tensor]) -> str | None:
     first = tensors[0]
     dtype = first.dtype
     if not first.is_cpu:
-        return f"no kernel for device {first.device.type}"
-    if dtype not in _KERNEL_DTYPES:
-        return f"no kernel for {dtype} on the CPU"
+        if not (first.is_cuda and has_cuda):
+            return f"no kernel for device {first.device.type}"
+        if any(t.device != first.device for t in tensors):
+            return "tensors differ in dtype or device"
+    if dtype not in _KERNEL_DTYPES and not (first.is_cuda and dtype == torch.float16):
+        return f"no kernel for {dtype} on {'CUDA' if first.is_cuda else 'the CPU'}"
     for t in tensors:
-        if t.dtype != dtype or not t.is_cpu:
+        if t.dtype != dtype or t.is_cpu != first.is_cpu:
             return "tensors differ in dtype or device"
     if torch._C._are_functorch_transforms_active():
         return "inside a torch.func transform"

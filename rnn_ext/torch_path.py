@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -33,7 +34,9 @@ def layers(x, h_0, c_0, weights, batch_sizes, masks, stack) -> tuple[Tensor, ...
     for layer in range(stack.num_layers):
         own = tuple(s[layer * directions : (layer + 1) * directions] for s in states)
         parameters = list(weights[layer * per_layer : (layer + 1) * per_layer])
-        x, *final = call(stack.mode, x, own, batch_sizes, parameters, biases, 1, 0.0, False, stack.bidirectional)
+        # cuDNN's gradient has no gradient.
+        with torch.backends.cudnn.flags(enabled=False) if x.is_cuda else nullcontext():
+            x, *final = call(stack.mode, x, own, batch_sizes, parameters, biases, 1, 0.0, False, stack.bidirectional)
         finals.append(final)
         if masks and layer < stack.num_layers - 1:
             x = x * masks[layer]

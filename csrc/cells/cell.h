@@ -14,6 +14,7 @@
 //   backward  tape, h_t, dh_t, carry (in: from step t+1, out: for step t-1)   -> da[columns]
 // where column g of a is W_ih x_t + b_ih plus, unless they stay apart, W_hh h_{t-1} + b_hh. Where h is projected, the
 // cell's h_t and dh_t are those before the projection, and it must not use h_{t-1} but through a.
+// Both are constexpr, which is what lets nvcc call them on the GPU; fma, tanh and sigmoid are found where V is defined.
 #pragma once
 
 // X(name in PyTorch's RNNBase.mode, struct, gates, states, tape)

@@ -9,7 +9,7 @@ struct GruCell {
   static constexpr int hidden_column(int gate) { return gate < 2 ? gate : 3; }
 
   template <class V>
-  static V forward(const V* a, V h, V& /*c*/, V* tape) {
+  static constexpr V forward(const V* a, V h, V& /*c*/, V* tape) {
     const V r = sigmoid(a[0]), z = sigmoid(a[1]), n = tanh(fma(r, a[3], a[2]));
     tape[0] = r, tape[1] = z, tape[2] = n, tape[3] = a[3];
     return fma(z, h - n, n);
@@ -17,7 +17,7 @@ struct GruCell {
 
   // z (h_{t-1} - n) = h_t - n, so that h_{t-1} itself is not needed.
   template <class V>
-  static void backward(const V* tape, V h, V dh, V& carry, V* da) {
+  static constexpr void backward(const V* tape, V h, V dh, V& carry, V* da) {
     const V r = tape[0], z = tape[1], n = tape[2], a_hn = tape[3];
     const V dn = dh * (1 - z) * (1 - n * n);
     da[0] = dn * a_hn * r * (1 - r);

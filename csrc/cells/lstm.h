@@ -9,7 +9,7 @@ struct LstmCell {
   static constexpr int hidden_column(int gate) { return gate; }
 
   template <class V>
-  static V forward(const V* a, V /*h*/, V& c, V* tape) {
+  static constexpr V forward(const V* a, V /*h*/, V& c, V* tape) {
     const V i = sigmoid(a[0]), f = sigmoid(a[1]), g = tanh(a[2]), o = sigmoid(a[3]);
     tape[0] = i, tape[1] = f, tape[2] = g, tape[3] = o, tape[4] = c;
     c = fma(f, c, i * g);
@@ -17,7 +17,7 @@ struct LstmCell {
   }
 
   template <class V>
-  static void backward(const V* tape, V /*h*/, V dh, V& dc, V* da) {
+  static constexpr void backward(const V* tape, V /*h*/, V dh, V& dc, V* da) {
     const V i = tape[0], f = tape[1], g = tape[2], o = tape[3], c_before = tape[4];
     const V tanh_c = tanh(fma(f, c_before, i * g));
     dc = fma(dh * o, 1 - tanh_c * tanh_c, dc);

@@ -10,24 +10,24 @@ struct RnnCell {
 
 struct RnnTanhCell : RnnCell {
   template <class V>
-  static V forward(const V* a, V /*h*/, V& /*c*/, V* /*tape*/) {
+  static constexpr V forward(const V* a, V /*h*/, V& /*c*/, V* /*tape*/) {
     return tanh(a[0]);
   }
 
   template <class V>
-  static void backward(const V* /*tape*/, V h, V dh, V& /*carry*/, V* da) {
+  static constexpr void backward(const V* /*tape*/, V h, V dh, V& /*carry*/, V* da) {
     da[0] = dh * (1 - h * h);
   }
 };
 
 struct RnnReluCell : RnnCell {
   template <class V>
-  static V forward(const V* a, V /*h*/, V& /*c*/, V* /*tape*/) {
+  static constexpr V forward(const V* a, V /*h*/, V& /*c*/, V* /*tape*/) {
     return a[0] < V{} ? V{} : a[0];  // NaN stays NaN
   }
 
   template <class V>
-  static void backward(const V* /*tape*/, V h, V dh, V& /*carry*/, V* da) {
+  static constexpr void backward(const V* /*tape*/, V h, V dh, V& /*carry*/, V* da) {
     da[0] = h <= V{} ? V{} : dh;
   }
 };

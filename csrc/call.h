@@ -1,0 +1,198 @@
+// What both directions of differentiation know of a call, on every device: its tensors, checked, and the plain structs
+// made from them. LibTorch stable ABI alone.
+//
+// The operators are private: the autograd Function in rnn_ext/ops.py is the door, and checks there what a user can get
+// wrong. The checks here keep a wrong call from reading or writing memory that is not there.
+#pragma once
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cells/names.h"
+#include "params.h"
+
+namespace rnn_ext {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
+using Maybe = std::optional<Tensor>;
+
+inline int dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return int(DType::float32);
+    case ScalarType::Double: return int(DType::float64);
+    case ScalarType::BFloat16: return int(DType::bfloat16);
+    case ScalarType::Half: return int(DType::float16);
+    default: STD_TORCH_CHECK(false, "rnn_ext: dtype must be float32, float64, bfloat16 or float16");
+  }
+}
+
+inline ScalarType compute_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline int32_t device_type(const Tensor& t) {
+  int32_t type = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
+  return type;
+}
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return device_type(a) == device_type(b) && a.get_device_index() == b.get_device_index();
+}
+
+// An uninitialised contiguous tensor where `like` is. The shim, since a call through the dispatcher costs 4 us.
+inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype, const Tensor& like) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(sizes[i], 1);
+  AtenTensorHandle handle = nullptr;
+  const auto code = aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), static_cast<int32_t>(dtype),
+                                             device_type(like), like.get_device_index(), &handle);
+  if (code != AOTI_TORCH_SUCCESS) {
+    double bytes = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : dtype == ScalarType::Byte ? 1 : 2;
+    for (const int64_t size : sizes) bytes *= double(size);
+    STD_TORCH_CHECK(false, "rnn_ext: can't allocate ", bytes, " bytes on device ", like.get_device_index());
+  }
+  return Tensor(handle);
+}
+
+inline Tensor dense(const Tensor& t) {
+  if (t.is_contiguous()) return t;
+  Tensor copy = empty({t.sizes().begin(), t.sizes().end()}, t.scalar_type(), t);
+  torch::stable::copy_(copy, t);
+  return copy;
+}
+
+inline void check_shape(const Tensor& t, const std::vector<int64_t>& sizes, const Tensor& like, const char* what) {
+  STD_TORCH_CHECK(same_device(t, like) && t.scalar_type() == like.scalar_type(), "rnn_ext: ", what,
+                  " must have the input's device and dtype");
+  bool same = t.dim() == int64_t(sizes.size());
+  for (size_t i = 0; same && i < sizes.size(); ++i) same = t.size(i) == sizes[i];
+  STD_TORCH_CHECK(same, "rnn_ext: ", what, " has the wrong shape");
+}
+
+// What both directions of differentiation know of a call. Owns the tensors that the pointers point into.
+struct Call {
+  Sequences seq;
+  Shape shape;
+  int cell, dtype;
+  Tensor x;
+  Maybe h_0, c_0;
+  Tensors weights, masks;
+  std::vector<LayerWeights> layer_weights;
+  std::vector<const void*> mask_pointers;
+  std::vector<int64_t> first_rows;
+  int64_t x_step = 0, x_row = 0, per_pair = 0;  // per_pair: weights per layer and direction
+
+  Call(const Tensor& input, const Maybe& h_initial, const Maybe& c_initial, const Tensors& params, const Maybe& batch_sizes,
+       const Tensors& dropout, const std::string& mode, int64_t num_layers, bool bidirectional)
+      : cell(cell_of(mode)), dtype(dtype_of(input)), x(input) {
+    STD_TORCH_CHECK(cell >= 0, "rnn_ext: no cell of mode ", mode);
+    const int64_t pairs = num_layers * (bidirectional ? 2 : 1);
+    per_pair = num_layers > 0 ? params.size() / pairs : 0;
+    STD_TORCH_CHECK(per_pair >= 2 && per_pair <= 5 && int64_t(params.size()) == per_pair * pairs,
+                    "rnn_ext: expected 2 to 5 weights per layer and direction, got ", params.size());
+    const bool bias = per_pair >= 4, projected = per_pair % 2 == 1;
+    STD_TORCH_CHECK(!projected || facts().states > 1, "rnn_ext: only an LSTM has a projection");
+    const Tensor &W_hh = params[1], &last = projected ? params[per_pair - 1] : W_hh;  // [P, H] or [G*H, H]
+    STD_TORCH_CHECK(W_hh.dim() == 2 && last.dim() == 2, "rnn_ext: weight_hh and weight_hr must have 2 dimensions");
+    shape = {x.size(-1), last.size(1), W_hh.size(1), num_layers, bidirectional ? 2 : 1, bias, projected};
+    find_rows(batch_sizes);
+    if (h_initial) h_0 = state(*h_initial, h_sizes(), "h_0");
+    if (c_initial && facts().states > 1) c_0 = state(*c_initial, c_sizes(), "c_0");
+    const int64_t gate_rows = facts().gates * shape.H;
+    for (int64_t i = 0; i < pairs; ++i) {
+      const int64_t inputs = i < shape.D ? shape.I : shape.D * shape.P;
+      const auto weight = [&](int64_t j, const std::vector<int64_t>& sizes) {
+        const Tensor& w = params[i * per_pair + j];
+        check_shape(w, sizes, x, sizes.size() == 2 ? "weight" : "bias");
+        weights.push_back(dense(w));
+        return weights.back().const_data_ptr();
+      };
+      LayerWeights w;
+      w.W_ih = weight(0, {gate_rows, inputs});
+      w.W_hh = weight(1, {gate_rows, shape.P});
+      if (shape.bias) {
+        w.b_ih = weight(2, {gate_rows});
+        w.b_hh = weight(3, {gate_rows});
+      }
+      if (shape.projected) w.W_hr = weight(per_pair - 1, {shape.P, shape.H});
+      layer_weights.push_back(w);
+    }
+    STD_TORCH_CHECK(dropout.empty() || int64_t(dropout.size()) == num_layers - 1,
+                    "rnn_ext: expected a dropout mask for every layer but the last");
+    for (const Tensor& mask : dropout) {
+      STD_TORCH_CHECK(mask.numel() == seq.R * shape.D * shape.P && mask.scalar_type() == x.scalar_type() &&
+                          same_device(mask, x),
+                      "rnn_ext: dropout mask has the wrong shape, dtype or device");
+      masks.push_back(dense(mask));
+      mask_pointers.push_back(masks.back().const_data_ptr());
+    }
+  }
+
+  const CellFacts& facts() const { return cell_facts[cell]; }
+
+  int64_t tape() const { return facts().tape + shape.projected; }
+  std::vector<int64_t> h_sizes() const { return {shape.L * shape.D, seq.B, shape.P}; }
+  std::vector<int64_t> c_sizes() const { return {shape.L * shape.D, seq.B, shape.H}; }
+  Tensor state(const Tensor& given, const std::vector<int64_t>& sizes, const char* what) const {
+    check_shape(given, sizes, x, what);
+    return dense(given);
+  }
+  template <class Args>
+  Args args() const {
+    Args a;
+    a.seq = seq;
+    a.shape = shape;
+    a.x = x.const_data_ptr();
+    a.x_step = x_step;
+    a.x_row = x_row;
+    a.h_0 = h_0 ? h_0->const_data_ptr() : nullptr;
+    a.c_0 = c_0 ? c_0->const_data_ptr() : nullptr;
+    a.weights = layer_weights.data();
+    a.masks = masks.empty() ? nullptr : mask_pointers.data();
+    return a;
+  }
+
+ private:
+  // Padded [T, B, I] or packed [R, I] with batch_sizes [T].
+  void find_rows(const Maybe& batch_sizes) {
+    STD_TORCH_CHECK(x.dim() == (batch_sizes ? 2 : 3), "rnn_ext: input has the wrong number of dimensions");
+    if (x.size(-1) > 1 && x.stride(-1) != 1) x = dense(x);
+    if (!batch_sizes) {
+      seq.T = x.size(0);
+      seq.B = x.size(1);
+      seq.R = seq.T * seq.B;
+      x_row = x.stride(1);
+      x_step = seq.T > 1 ? x.stride(0) : seq.B * x_row;
+    } else {
+      const Tensor& n = *batch_sizes;
+      STD_TORCH_CHECK(n.is_cpu() && n.scalar_type() == ScalarType::Long && n.dim() == 1 && n.is_contiguous() &&
+                          n.numel() > 0,
+                      "rnn_ext: batch_sizes must be a contiguous int64 CPU tensor of one dimension");
+      seq.batch_sizes = n.const_data_ptr<int64_t>();
+      seq.T = n.numel();
+      seq.B = seq.batch_sizes[0];
+      first_rows.push_back(0);
+      for (int64_t t = 0; t < seq.T; ++t) {
+        STD_TORCH_CHECK(seq.batch_sizes[t] > 0 && (t == 0 || seq.batch_sizes[t] <= seq.batch_sizes[t - 1]),
+                        "rnn_ext: batch_sizes must be positive and must not increase");
+        first_rows.push_back(first_rows.back() + seq.batch_sizes[t]);
+      }
+      seq.first_rows = first_rows.data();
+      seq.R = first_rows.back();
+      STD_TORCH_CHECK(seq.R == x.size(0), "rnn_ext: batch_sizes do not add up to the rows of the input");
+      x_row = x.stride(0);
+    }
+    STD_TORCH_CHECK(seq.T > 0 && seq.B > 0, "rnn_ext: input has no steps or no sequences");
+  }
+};
+
+}  // namespace rnn_ext

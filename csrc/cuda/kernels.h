@@ -1,0 +1,27 @@
+// The kernels as plain functions, so that what launches them needs no nvcc. Each returns null, or what went wrong.
+#pragma once
+#include "plan.h"
+#include "steps.h"
+
+namespace rnn_ext::cuda {
+
+struct bfloat16;
+struct float16;
+
+// Of one storage type; compiled once for each (kernels.cu).
+template <class S>
+struct Kernels {
+  static const char* forward(int cell, const ForwardSteps& args, void* stream);
+  static const char* backward(int cell, const BackwardSteps& args, void* stream);
+  static const char* previous(const PreviousStates& args, void* stream);
+};
+extern template struct Kernels<float>;
+extern template struct Kernels<double>;
+extern template struct Kernels<bfloat16>;
+extern template struct Kernels<float16>;
+
+const char* limits_of(int device, DeviceLimits& limits);
+const char* set_to_zero(void* memory, size_t bytes, void* stream);
+const char* write_tables_of(const SequenceTables& args, void* stream);
+
+}  // namespace rnn_ext::cuda

@@ -1,0 +1,117 @@
+// The two operators, whatever the device: schemas, allocation of results, and the plain structs for the kernels.
+// Device has  forward(const Call&, ForwardArgs&, bool batch_invariant)  and  backward(const Call&, BackwardArgs&, bool).
+#pragma once
+#include "call.h"
+
+namespace rnn_ext {
+
+inline constexpr const char* rnn_forward_schema =
+    "rnn_forward(Tensor x, Tensor? h_0, Tensor? c_0, Tensor[] weights, Tensor? batch_sizes, Tensor[] masks, str mode, "
+    "int num_layers, bool bidirectional, bool save, bool batch_invariant) -> Tensor[]";
+inline constexpr const char* rnn_backward_schema =
+    "rnn_backward(Tensor x, Tensor? h_0, Tensor[] weights, Tensor? batch_sizes, Tensor[] masks, Tensor y, "
+    "Tensor[] saved, Tensor? dy, Tensor? dh_n, Tensor? dc_n, str mode, int num_layers, bool bidirectional, "
+    "bool need_dx, bool need_dh_0, bool need_dc_0, bool need_dw, bool batch_invariant) -> Tensor[]";
+
+// y, h_n, c_n (if the cell has one) and, if `save`, what backward needs: the outputs of the layers below the last (if
+// any) and the tape (if there is one).
+template <class Device>
+Tensors rnn_forward(Tensor x, Maybe h_0, Maybe c_0, Tensors weights, Maybe batch_sizes, Tensors masks,
+                    std::string mode, int64_t num_layers, bool bidirectional, bool save, bool batch_invariant) {
+  const Call call(x, h_0, c_0, weights, batch_sizes, masks, mode, num_layers, bidirectional);
+  const Shape& s = call.shape;
+  ForwardArgs args = call.args<ForwardArgs>();
+  Tensors out;
+  const auto output = [&](const std::vector<int64_t>& sizes) {
+    out.push_back(empty(sizes, x.scalar_type(), x));
+    return out.back().mutable_data_ptr();
+  };
+  const int64_t outputs = s.D * s.P;
+  args.y = batch_sizes ? output({call.seq.R, outputs}) : output({call.seq.T, call.seq.B, outputs});
+  args.h_n = output(call.h_sizes());
+  if (call.facts().states > 1) args.c_n = output(call.c_sizes());
+  Tensor below;
+  if (s.L > 1) {
+    args.hidden_slots = save ? s.L - 1 : std::min<int64_t>(s.L - 1, 2);
+    below = empty({args.hidden_slots, call.seq.R, outputs}, x.scalar_type(), x);
+    args.hidden = below.mutable_data_ptr();
+    if (save) out.push_back(below);
+  }
+  if (save && call.tape() > 0) args.tape = output({s.L * s.D, call.seq.R, call.tape(), s.H});
+  Device::forward(call, args, batch_invariant);
+  return out;
+}
+
+// The wanted gradients in this order: dx, dh_0, dc_0 (each if needed), one for each weight (if need_dw); in the compute
+// type. `saved` is what forward returned behind the final states.
+template <class Device>
+Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, Tensors masks, Tensor y, Tensors saved,
+                     Maybe dy, Maybe dh_n, Maybe dc_n, std::string mode, int64_t num_layers, bool bidirectional,
+                     bool need_dx, bool need_dh_0, bool need_dc_0, bool need_dw, bool batch_invariant) {
+  const Call call(x, h_0, std::nullopt, weights, batch_sizes, masks, mode, num_layers, bidirectional);
+  const Shape& s = call.shape;
+  const ScalarType type = compute_type(x);
+  BackwardArgs args = call.args<BackwardArgs>();
+  const int64_t outputs = s.D * s.P, tape = call.tape();
+  const auto kept = [&](const Tensor& t, int64_t elements) {
+    STD_TORCH_CHECK(t.numel() == elements && t.scalar_type() == x.scalar_type() && t.is_contiguous() &&
+                        same_device(t, x),
+                    "rnn_ext: y and saved must be what forward returned");
+    return t.const_data_ptr();
+  };
+  STD_TORCH_CHECK(saved.size() == size_t(s.L > 1) + size_t(tape > 0), "rnn_ext: saved must be what forward returned");
+  args.y = kept(y, call.seq.R * outputs);
+  if (s.L > 1) args.hidden = kept(saved.front(), (s.L - 1) * call.seq.R * outputs);
+  if (tape > 0) args.tape = kept(saved.back(), s.L * s.D * call.seq.R * tape * s.H);
+  Tensor dy_rows, dh_n_rows, dc_n_rows;
+  if (dy) {
+    STD_TORCH_CHECK(dy->numel() == y.numel() && dy->scalar_type() == x.scalar_type() && same_device(*dy, x),
+                    "rnn_ext: dy must be like y");
+    dy_rows = dense(*dy);
+    args.dy = dy_rows.const_data_ptr();
+  }
+  if (dh_n) {
+    dh_n_rows = call.state(*dh_n, call.h_sizes(), "dh_n");
+    args.dh_n = dh_n_rows.const_data_ptr();
+  }
+  if (dc_n) {
+    dc_n_rows = call.state(*dc_n, call.c_sizes(), "dc_n");
+    args.dc_n = dc_n_rows.const_data_ptr();
+  }
+  Tensors gradients;
+  if (need_dx) {
+    gradients.push_back(empty({x.sizes().begin(), x.sizes().end()}, type, x));
+    args.dx = gradients.back().mutable_data_ptr();
+  }
+  if (need_dh_0) {
+    gradients.push_back(empty(call.h_sizes(), type, x));
+    args.dh_0 = gradients.back().mutable_data_ptr();
+  }
+  if (need_dc_0) {
+    gradients.push_back(empty(call.c_sizes(), type, x));
+    args.dc_0 = gradients.back().mutable_data_ptr();
+  }
+  std::vector<LayerGradients> layer_gradients;
+  if (need_dw) {
+    const auto gradient = [&](const Tensor& w) {
+      gradients.push_back(empty({w.sizes().begin(), w.sizes().end()}, type, x));
+      return gradients.back().mutable_data_ptr();
+    };
+    for (size_t i = 0; i < call.weights.size(); i += call.per_pair) {
+      LayerGradients g;
+      g.dW_ih = gradient(call.weights[i]);
+      g.dW_hh = gradient(call.weights[i + 1]);
+      if (s.bias) {
+        g.db_ih = gradient(call.weights[i + 2]);
+        g.db_hh = gradient(call.weights[i + 3]);
+      }
+      if (s.projected) g.dW_hr = gradient(call.weights[i + call.per_pair - 1]);
+      layer_gradients.push_back(g);
+    }
+    args.gradients = layer_gradients.data();
+  }
+  Device::backward(call, args, batch_invariant);
+  return gradients;
+}
+
+}  // namespace rnn_ext
