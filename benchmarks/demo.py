@@ -17,7 +17,7 @@ from .tasks.runner import Result, run_task
 
 KNOWN_NUMBERS = Path(__file__).parents[1] / "tests" / "test_known_numbers.py"
 FOLDER = Path("build/demo")
-TASK_IDS = ("B1", "B2", "B3", "B4", "B5", "C1")
+TASK_IDS = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "C1")
 BACKENDS = ("torch", "rnn_ext")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -111,7 +113,9 @@ class Neighbours:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        own, everyone = (after - before for after, before in zip(self._cpu_seconds(), self._before, strict=True))
+        own, everyone = (
+            after - before for after, before in zip(self._cpu_seconds(), self._before, strict=True)
+        )
         available = (self._clock() - self._start) * self._cpus
         self.share = min(1.0, max(0.0, (everyone - own) / available))
 
@@ -119,3 +123,32 @@ class Neighbours:
 def fma_peak(threads: int, seconds: float = 0.1) -> float:
     """The machine's float32 multiply-add peak on `threads` threads, GFLOP/s, by rnn_ext's own loop."""
     return rnn_ext._C.fma_peak(seconds, threads)
+
+
+def amx_probe(threads: int, seconds: float = 0.002) -> Callable[[], float] | None:
+    """What reads the present rate of float32 products on AMX tiles, GFLOP/s on `threads` threads; None without AMX.
+
+    On shared machines the rate jumps between two levels while the multiply-add rate beside it stands still.
+    """
+    if rnn_ext._C.amx_rate(seconds, threads) == 0:
+        return None
+    return lambda: rnn_ext._C.amx_rate(seconds, threads)
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt in glibc's malloc.h
+
+
+def keep_memory(gibibytes: float = 1.0) -> bool:
+    """Have malloc keep all memory of this process from now on, and touch that much of it; whether it obeys.
+
+    glibc gives large blocks back to the system when they are freed, and before version 2.38 its aligned
+    allocation, which PyTorch uses, often cannot take a freed block of the same size again (its bug 14581). So
+    a call with tensors of many megabytes faults them in again, page by page, or does not, as the heap happens
+    to lie. On a virtual machine whose host takes free pages back, 2 to 20 microseconds a fault were measured.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return False
+    kept = libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1) and libc.mallopt(M_MMAP_MAX, 0)
+    torch.ones(int(gibibytes * 2**28))  # written to once and freed: from now on it is there without a fault
+    return bool(kept)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import math
+import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,12 +42,34 @@ def repeats_for(seconds_per_call: float) -> int:
     return max(1, math.ceil(BLOCK_SECONDS / max(seconds_per_call, 1e-9)))
 
 
+@dataclass(frozen=True)
+class Rounds:
+    """What was measured in turns.
+
+    Attributes:
+        seconds: per call, by name; entry `i` of every list belongs to round `i`.
+        faults: page faults of a call, the mean over all timed ones, by name. Where it is not zero, memory had
+            gone back to the system, and a time holds what it takes to get it again.
+        probe: the machine's state as read before each round; empty without a probe.
+    """
+
+    seconds: dict[str, list[float]]
+    faults: dict[str, float]
+    probe: list[float]
+
+
+def page_faults() -> int:
+    """Page faults of this process so far that needed no disk."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
 def interleave(
     functions: Mapping[str, Callable[[], object]],
     budget: float,
     repeats: Mapping[str, int] | None = None,
+    probe: Callable[[], float] | None = None,
     clock: Clock = time.perf_counter,
-) -> dict[str, list[float]]:
+) -> Rounds:
     """Time the functions in turns until `budget` seconds are used.
 
     Each turn opens with one untimed call, which brings back the function's own caches and gives the thread
@@ -56,10 +79,8 @@ def interleave(
         functions: what to time, by name; each must have been called once before.
         budget: seconds to spend; at least MIN_ROUNDS rounds run whatever it says, and at most MAX_ROUNDS.
         repeats: calls per timed block, by name; None chooses them so that a block lasts BLOCK_SECONDS.
+        probe: reads a state of the machine that changes from one moment to the next, in a few milliseconds.
         clock: seconds, monotonic.
-
-    Returns:
-        Seconds per call, by name; entry `i` of every list belongs to round `i`.
     """
     names = list(functions)
     per_call = {name: time_block(functions[name], 1, clock) for name in names}
@@ -70,6 +91,7 @@ def interleave(
         per_call |= {name: time_block(functions[name], rough[name], clock) for name in short}
         repeats = {name: repeats_for(per_call[name]) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    faults, readings = dict.fromkeys(names, 0), []
     gc_was_on = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -78,14 +100,19 @@ def interleave(
         for round_index in range(MAX_ROUNDS):
             if round_index >= MIN_ROUNDS and clock() - start > budget:
                 break
+            if probe:
+                readings.append(probe())
             for name in turn_order(names, round_index):
                 if per_call[name] < SETTLE_SECONDS:
                     functions[name]()
+                faults_before = page_faults()
                 seconds[name].append(time_block(functions[name], repeats[name], clock))
+                faults[name] += page_faults() - faults_before
     finally:
         if gc_was_on:
             gc.enable()
-    return seconds
+    calls = {name: repeats[name] * len(seconds[name]) for name in names}
+    return Rounds(seconds, {name: faults[name] / calls[name] for name in names}, readings)
 
 
 @dataclass(frozen=True)

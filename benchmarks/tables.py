@@ -1,91 +1,35 @@
-"""Summaries of a speed result, and tables of them, for the terminal and for Markdown."""
+"""Tables of a speed result, for the terminal and for Markdown."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import groupby
-from operator import attrgetter
-from statistics import geometric_mean, median
+from collections.abc import Callable, Iterable
+from statistics import median
 
 from tabulate import tabulate
 
+from .contest import threads_text
+from .grids import GRIDS
+from .lines import Line, by_grid, grouped, lines, mean_ratio
 from .pairs import Interval, median_interval, ratio_interval
 
 DISTURBED = 0.05  # of the machine's CPU time
-LINEAR_TITLE = "Cost over the length, rnn_ext alone: B = 1, I = H = 64, 1 thread"
+NAMES = {
+    "onnxruntime": "ONNX Runtime",
+    "float32": "rnn_ext in float32",
+}  # of contestants, where not their own
 
-
-@dataclass(frozen=True)
-class Line:
-    """One measured case: medians in milliseconds, shares of the float32 multiply-add peak in 0..1."""
-
-    cell: str
-    point: tuple[int, int, int, int]
-    mode: str
-    threads: int
-    dtype: str
-    plan: str
-    fused_ms: float
-    torch_ms: float
-    ratio: Interval  # torch / rnn_ext
-    share: float
-    torch_share: float
-    onnx_ms: float | None
-    onnx_ratio: Interval | None  # onnxruntime / rnn_ext
-    pairs: int
-
-    @property
-    def shape(self) -> str:
-        """B×T×I×H."""
-        return "×".join(map(str, self.point))
-
-
-def lines(result: dict) -> list[Line]:
-    """The lines of a speed result as measured; shares are of the best peak that the run saw."""
-    peaks = {int(threads): max(samples) for threads, samples in result["fma_peak_gflops"].items()}
-    return [_line(record, peaks[record["threads"]]) for record in result["speed"]]
-
-
-def _line(record: dict, peak_gflops: float) -> Line:
-    seconds = record["seconds"]
-    fused, builtin, onnx = seconds["rnn_ext"], seconds["torch"], seconds.get("onnxruntime")
-    return Line(
-        cell=record["cell"],
-        point=tuple(record["point"]),
-        mode=record["mode"],
-        threads=record["threads"],
-        dtype=record["dtype"],
-        plan=record["plan"]["plan"] or record["plan"]["path"],
-        fused_ms=median(fused) * 1e3,
-        torch_ms=median(builtin) * 1e3,
-        ratio=ratio_interval(builtin, fused),
-        share=record["flops"] / median(fused) / (peak_gflops * 1e9),
-        torch_share=record["flops"] / median(builtin) / (peak_gflops * 1e9),
-        onnx_ms=median(onnx) * 1e3 if onnx else None,
-        onnx_ratio=ratio_interval(onnx, fused) if onnx else None,
-        pairs=len(fused),
-    )
-
-
-def grouped(all_lines: Iterable[Line], *fields: str) -> list[tuple[tuple, list[Line]]]:
-    """Lines that agree in the named fields, with their values: groups sorted, lines as they came."""
-    key = attrgetter(*fields)
-    return [(values, list(members)) for values, members in groupby(sorted(all_lines, key=key), key)]
+Column = tuple[str, Callable[[Line], object]]
 
 
 def titled(all_lines: Iterable[Line]) -> list[tuple[str, list[Line]]]:
     """Lines that belong into one table, with its title."""
     return [
-        (f"{cell.upper()}, {mode}, {dtype}, {threads_text(threads)}", members)
-        for (cell, dtype, threads, mode), members in grouped(all_lines, "cell", "dtype", "threads", "mode")
+        (f"{members[0].class_name}, {mode}, {dtype}, {threads_text(threads)}", members)
+        for (_, _, dtype, threads, mode), members in grouped(
+            all_lines, "grid", "cell", "dtype", "threads", "mode"
+        )
     ]
-
-
-def threads_text(threads: int) -> str:
-    """The count with its noun: 1 thread, 2 threads."""
-    return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
 def number(value: float | None) -> str:
@@ -100,63 +44,116 @@ def percent(share: float) -> str:
     return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
 
 
+def bounds(interval: Interval) -> str:
+    """The two ends of an interval."""
+    return f"{number(interval.low)} – {number(interval.high)}"
+
+
+def megabytes(size: int | None) -> str:
+    """Bytes in millions."""
+    return number(size and size / 1e6)
+
+
+def other_columns(name: str) -> list[Column]:
+    """A further contestant's time and ratio."""
+
+    def of(line: Line, value: Callable) -> str:
+        return number(value(line.others[name]) if name in line.others else None)
+
+    title = NAMES.get(name, name)
+    return [
+        (f"{title} ms", lambda line: of(line, lambda other: other.ms)),
+        (f"{title} / rnn_ext", lambda line: of(line, lambda other: other.ratio.median)),
+    ]
+
+
+def others_of(members: Iterable[Line]) -> list[str]:
+    """The further contestants of some lines."""
+    return list(dict.fromkeys(name for line in members for name in line.others))
+
+
+def columns(members: list[Line]) -> list[Column]:
+    """The columns that one group's table needs: those that some line has a value for."""
+    found: list[Column] = [
+        ("B×T×I×H", lambda line: line.shape),
+        ("plan", lambda line: line.plan),
+        ("rnn_ext ms", lambda line: number(line.fused_ms)),
+        ("torch ms", lambda line: number(line.torch_ms)),
+        ("torch / rnn_ext", lambda line: number(line.ratio.median)),
+        ("95% interval", lambda line: bounds(line.ratio)),
+    ]
+    if any(line.share is not None for line in members):
+        found.append(("of peak", lambda line: percent(line.share)))
+    found.append(("pairs", lambda line: line.pairs))
+    for name in others_of(members):
+        found += other_columns(name)
+    if any(line.memory for line in members):
+        found += [
+            ("rnn_ext MB", lambda line: megabytes(line.memory)),
+            ("torch MB", lambda line: megabytes(line.torch_memory)),
+            ("MB, rnn_ext / torch", lambda line: number(line.memory_ratio)),
+        ]
+    if any(line.amx for line in members):
+        found += [
+            ("AMX GFLOP/s", lambda line: number(line.amx and line.amx.gflops)),
+            ("AMX", lambda line: line.amx.state if line.amx else "–"),
+        ]
+    if any(line.amx and line.amx.mixed for line in members):
+        found += [
+            ("ratio, AMX fast", lambda line: number(line.amx and line.amx.fast_ratio)),
+            ("ratio, AMX slow", lambda line: number(line.amx and line.amx.slow_ratio)),
+        ]
+    return found
+
+
 def speed_table(members: list[Line], style: str) -> str:
     """One group's table."""
-    headers = [
-        "B×T×I×H",
-        "plan",
-        "rnn_ext ms",
-        "torch ms",
-        "torch / rnn_ext",
-        "95% interval",
-        "of peak",
-        "pairs",
-    ]
-    with_onnx = any(line.onnx_ms is not None for line in members)
-    if with_onnx:
-        headers += ["ONNX Runtime ms", "ONNX / rnn_ext"]
-    body = []
-    for line in members:
-        cells = [
-            line.shape,
-            line.plan,
-            number(line.fused_ms),
-            number(line.torch_ms),
-            number(line.ratio.median),
-            f"{number(line.ratio.low)} – {number(line.ratio.high)}",
-            percent(line.share),
-            line.pairs,
-        ]
-        if with_onnx:
-            cells += [number(line.onnx_ms), number(line.onnx_ratio.median if line.onnx_ratio else None)]
-        body.append(cells)
-    alignment = ["left", "left"] + ["right"] * (len(headers) - 2)
+    found = columns(members)
+    body = [[cell(line) for _, cell in found] for line in members]
+    alignment = ["left", "left"] + ["right"] * (len(found) - 2)
+    headers = [title for title, _ in found]
     return tabulate(body, headers, tablefmt=style, colalign=alignment, disable_numparse=True)
-
-
-def mean_ratio(members: list[Line]) -> float:
-    """Geometric mean of the ratios torch / rnn_ext."""
-    return geometric_mean(line.ratio.median for line in members)
 
 
 def means_table(all_lines: Iterable[Line], style: str) -> str:
-    """Geometric means of each group, and the shape whose lower bound is the least."""
+    """Geometric means of each group, with and without toys, and the shapes where rnn_ext looks worst."""
+    groups = titled(all_lines)
+    members_of_all = [line for _, members in groups for line in members]
+    contestants = [None, *others_of(members_of_all)]
+    larger = [line for line in members_of_all if not line.point.toy]
+    without_toys = {name for name in (None, *others_of(larger)) if len(larger) < len(members_of_all)}
+    with_memory = any(line.memory_ratio for line in members_of_all)
+    headers = ["", "shapes"]
+    for name in contestants:
+        headers.append(f"{NAMES.get(name, name) if name else 'torch'} / rnn_ext")
+        headers += ["without toys"] * (name in without_toys)
+    headers += ["least lower bound"] + ["most memory, rnn_ext / torch"] * with_memory
     body = []
-    for title, members in titled(all_lines):
+    for title, members in groups:
         least = min(members, key=lambda line: line.ratio.low)
-        onnx = [line.onnx_ratio.median for line in members if line.onnx_ratio]
-        body.append(
-            [
-                title,
-                len(members),
-                number(mean_ratio(members)),
-                number(geometric_mean(onnx)) if onnx else "–",
-                f"{number(least.ratio.low)} at {least.shape}",
-            ]
-        )
-    headers = ["", "shapes", "torch / rnn_ext", "ONNX / rnn_ext", "least lower bound"]
-    alignment = ["left"] + ["right"] * 4
+        row = [title, len(members)]
+        for name in contestants:
+            row.append(number(mean_ratio(members, name)))
+            if name in without_toys:
+                row.append(number(mean_ratio([line for line in members if not line.point.toy], name)))
+        row.append(f"{number(least.ratio.low)} at {least.shape}")
+        if with_memory:
+            most = max(members, key=lambda line: line.memory_ratio or 0)
+            row.append(f"{number(most.memory_ratio)} at {most.shape}" if most.memory_ratio else "–")
+        body.append(row)
+    alignment = ["left"] + ["right"] * (len(headers) - 1)
     return tabulate(body, headers, tablefmt=style, colalign=alignment, disable_numparse=True)
+
+
+def linear_titled(records: Iterable[dict]) -> list[tuple[str, list[dict]]]:
+    """Records over the length that belong into one table, with its title."""
+    found: dict[str, list[dict]] = {}
+    for record in records:
+        batch, input_size, hidden_size = record.get("sizes", (1, 64, 64))
+        shape = f"B = {batch}, I = {input_size}, H = {hidden_size}"
+        title = f"{shape}, {record['dtype']}, {threads_text(record['threads'])}"
+        found.setdefault(title, []).append(record)
+    return list(found.items())
 
 
 def linear_table(records: list[dict], style: str) -> str:
@@ -168,23 +165,38 @@ def linear_table(records: list[dict], style: str) -> str:
             per_step = [seconds / int(length) for seconds in record["seconds"][length]]
             base = [seconds / int(shortest) for seconds in record["seconds"][shortest]]
             growth, cost = ratio_interval(per_step, base), median_interval(per_step)
+            faults = record.get("faults", {}).get(length)
             body.append(
                 [
+                    record["cell"].upper(),
                     record["mode"],
                     f"{int(length):,}",
                     number(cost.median * 1e9),
                     number(growth.median),
-                    f"{number(growth.low)} – {number(growth.high)}" if length != shortest else "–",
+                    bounds(growth) if length != shortest else "–",
+                    "–" if faults is None else f"{faults:,.0f}",
                     len(per_step),
                 ]
             )
-    headers = ["mode", "T", "ns per step", "against the shortest", "95% interval", "rounds"]
-    return tabulate(body, headers, tablefmt=style, colalign=["left"] + ["right"] * 5, disable_numparse=True)
+    headers = [
+        "",
+        "mode",
+        "T",
+        "ns per step",
+        "against the shortest",
+        "95% interval",
+        "page faults a call",
+        "rounds",
+    ]
+    alignment = ["left", "left"] + ["right"] * 6
+    return tabulate(body, headers, tablefmt=style, colalign=alignment, disable_numparse=True)
 
 
 def disturbance(result: dict) -> str:
     """What other processes took of the machine meanwhile, with a warning where that is too much."""
     shares = sorted(record["neighbours"] for record in [*result["speed"], *result["linear"]])
+    if not shares:
+        return "Nothing was timed."
     typical, worst = percent(median(shares)), percent(shares[-1])
     told = f"Other processes took {typical} of the CPU time (median), {worst} at most."
     if shares[-1] > DISTURBED:
@@ -192,14 +204,24 @@ def disturbance(result: dict) -> str:
     return told
 
 
+def refused(result: dict) -> list[str]:
+    """What was not timed, and why."""
+    return [f"Not timed: {reason}" for reason in result.get("refused", [])]
+
+
 def text(result: dict) -> str:
     """Everything a result holds, for the terminal."""
     parts = []
-    if result["speed"]:
-        measured = lines(result)
-        for title, members in titled(measured):
-            parts += [title, speed_table(members, "simple")]
-        parts += ["Geometric means", means_table(measured, "simple")]
-    if result["linear"]:
-        parts += [LINEAR_TITLE, linear_table(result["linear"], "simple")]
-    return "\n\n".join([*parts, disturbance(result)])
+    for grid, members in by_grid(lines(result)).items():
+        parts.append(grid_title(grid))
+        for title, group in titled(members):
+            parts += [title, speed_table(group, "simple")]
+        parts += ["Geometric means", means_table(members, "simple")]
+    for title, records in linear_titled(result["linear"]):
+        parts += [f"{grid_title('linear')}; {title}", linear_table(records, "simple")]
+    return "\n\n".join([*parts, *refused(result), disturbance(result)])
+
+
+def grid_title(grid: str) -> str:
+    """A heading for one grid's tables."""
+    return f"Grid {grid}: {GRIDS[grid].purpose}"

@@ -1,264 +1,58 @@
-"""The harness behind the speed figures: statistics, taking turns, counting work, agreement, the report."""
+"""From a measurement to JSON, tables, charts and the report; the command line."""
 
 from __future__ import annotations
 
-import gc
 import json
-import math
-import random
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 NEEDED = "part of the bench extra"
 pytest.importorskip("tabulate", reason=NEEDED)
 pytest.importorskip("matplotlib", reason=NEEDED)
 pytest.importorskip("tqdm", reason=NEEDED)
+pytest.importorskip("psutil", reason=NEEDED)
 
-from benchmarks import contest, machine, onnx_peer, pairs, report, speed, tables  # noqa: E402
-from benchmarks.contest import Case, Contest, Point  # noqa: E402
+import rnn_ext  # noqa: E402
+from benchmarks import charts, contest, lines, machine, memory, merge, pairs, report, speed, tables  # noqa: E402
+from benchmarks.contest import CELLS, MODES  # noqa: E402
+from benchmarks.grids import GRIDS, Point  # noqa: E402
 from benchmarks.tasks import cli  # noqa: E402
 from benchmarks.tasks.registry import TASKS  # noqa: E402
 from benchmarks.tasks.runner import run_task  # noqa: E402
+from tests.subject import run_python  # noqa: E402
 from tests.tolerances import assert_close  # noqa: E402
 
-needs_onnx = pytest.mark.skipif(not onnx_peer.available(), reason="onnx and onnxruntime are optional")
 
+@pytest.fixture(autouse=True)
+def coarse_charts(monkeypatch):
+    """Fewer pixels, less time."""
+    monkeypatch.setitem(charts.STYLE, "savefig.dpi", 30)
 
-# Statistics
 
+# Results of our choosing
 
-@pytest.mark.parametrize(("count", "k"), [(6, 1), (7, 1), (9, 2), (25, 8), (100, 40)])
-def test_the_interval_of_a_median_has_the_tabulated_order_statistics(count, k):
-    values = list(range(1, count + 1))
-    random.Random(0).shuffle(values)
-    interval = pairs.median_interval(values)
-    assert interval == pairs.Interval(median=(count + 1) / 2, low=k, high=count + 1 - k)
 
-
-def test_five_values_cannot_give_a_95_percent_interval():
-    with pytest.raises(ValueError, match="5 values"):
-        pairs.median_interval([1.0] * 5)
-
-
-def test_the_interval_covers_the_true_median_of_a_skewed_distribution_as_often_as_it_says():
-    generator = random.Random(0)
-    intervals = [pairs.median_interval([generator.lognormvariate(0, 1) for _ in range(20)]) for _ in range(2000)]
-    covered = sum(interval.low <= 1 <= interval.high for interval in intervals) / len(intervals)
-    assert covered >= 0.95  # 20 values give 95.9%, known by counting
-
-
-def test_a_ratio_is_taken_within_rounds_so_drift_cancels():
-    drift = [1.0, 5.0, 2.0, 9.0, 3.0, 7.0, 4.0]
-    interval = pairs.ratio_interval([3 * d for d in drift], drift)
-    assert_close([interval.median, interval.low, interval.high], [3.0, 3.0, 3.0])
-
-
-def test_rounds_of_unequal_number_are_refused():
-    with pytest.raises(ValueError):
-        pairs.ratio_interval([1.0] * 8, [1.0] * 7)
-
-
-# Taking turns
-
-
-def test_two_contestants_alternate_who_goes_first():
-    assert [pairs.turn_order(["a", "b"], i) for i in range(2)] == [["a", "b"], ["b", "a"]]
-
-
-@pytest.mark.parametrize("count", [2, 3])
-def test_over_a_cycle_every_contestant_has_every_place_equally_often(count):
-    names = "abc"[:count]
-    orders = [pairs.turn_order(names, i) for i in range(2 * count)]
-    for place in range(count):
-        assert sorted(order[place] for order in orders) == sorted(names * 2)
-
-
-class FakeTime:
-    """A clock that only the timed functions move."""
-
-    def __init__(self):
-        self.now, self.calls = 0.0, []
-
-    def __call__(self) -> float:
-        return self.now
-
-    def function(self, name: str, seconds: float):
-        def run():
-            self.now += seconds
-            self.calls.append(name)
-
-        return run
-
-    def contestants(self, **seconds):
-        return {name: self.function(name, cost) for name, cost in seconds.items()}
-
-
-def test_interleaving_returns_each_contestants_own_time_per_call():
-    clock = FakeTime()
-    seconds = pairs.interleave(clock.contestants(fast=2e-6, slow=5e-4), budget=0, clock=clock)
-    assert {name: len(values) for name, values in seconds.items()} == {"fast": 7, "slow": 7}
-    assert_close(seconds["fast"], [2e-6] * 7)
-    assert_close(seconds["slow"], [5e-4] * 7)
-
-
-def test_a_timed_block_lasts_long_enough_for_the_clock():
-    for cost in (1e-7, 3e-6, 9e-4, 2e-3, 5.0):
-        assert pairs.repeats_for(cost) * cost >= pairs.BLOCK_SECONDS
-    assert pairs.repeats_for(5.0) == 1
-
-
-def test_interleaving_stops_when_the_budget_is_used():
-    clock = FakeTime()
-    seconds = pairs.interleave(clock.contestants(a=0.05, b=0.05), budget=0.95, clock=clock)
-    assert len(seconds["a"]) == len(seconds["b"]) == 10  # of 0.1 s; the last crosses the line
-
-
-def test_interleaving_has_a_greatest_number_of_rounds():
-    clock = FakeTime()
-    assert len(pairs.interleave(clock.contestants(a=1e-3), budget=math.inf, clock=clock)["a"]) == pairs.MAX_ROUNDS
-
-
-def test_a_short_turn_opens_with_an_untimed_call_and_a_long_one_does_not():
-    clock = FakeTime()
-    pairs.interleave(clock.contestants(short=1e-3, long=1.0), 0, {"short": 2, "long": 1}, clock)
-    looks = 1  # at first, to learn how long a call takes
-    assert clock.calls.count("short") == looks + pairs.MIN_ROUNDS * (1 + 2)
-    assert clock.calls.count("long") == looks + pairs.MIN_ROUNDS
-
-
-def test_the_garbage_collector_rests_while_timing_and_is_back_even_after_an_error():
-    seen = []
-
-    def look():
-        seen.append(gc.isenabled())
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        pairs.interleave({"look": look}, 0, {"look": 1})
-    assert seen == [True, False, False]
-    assert gc.isenabled()
-
-
-# Counting work
-
-
-@pytest.mark.parametrize("point", [Point(1, 6, 5, 4), Point(3, 2, 7, 5)])
-def test_flops_are_those_that_torch_counts_in_an_explicit_loop(point):
-    cell = torch.nn.RNNCell(point.input_size, point.hidden_size)
-    xs = [torch.randn(point.batch, point.input_size, requires_grad=True) for _ in range(point.steps)]
-    h = torch.zeros(point.batch, point.hidden_size, requires_grad=True)
-    with FlopCounterMode(display=False) as forward:
-        for x in xs:
-            h = cell(x, h)
-    with FlopCounterMode(display=False) as backward:
-        h.sum().backward()
-    assert contest.flop_count(point, "inference") == forward.get_total_flops()
-    assert contest.flop_count(point, "training") == forward.get_total_flops() + backward.get_total_flops()
-
-
-def test_gates_multiply_the_work():
-    point = Point(2, 3, 4, 5)
-    assert contest.flop_count(point, "inference", gates=4) == 4 * contest.flop_count(point, "inference")
-
-
-# Cases
-
-
-def test_a_point_is_named_by_its_sizes_or_its_place_in_the_grid():
-    assert speed.parse_point("1x100x64x64") == speed.parse_point("1,100,64,64") == Point(1, 100, 64, 64)
-    assert speed.parse_point(str(Point(1, 2, 3, 4))) == Point(1, 2, 3, 4)
-    assert speed.parse_point("6") == contest.GRID[6]
-    with pytest.raises(TypeError):
-        speed.parse_point("1x2x3")
-
-
-@pytest.mark.parametrize("mode", contest.MODES)
-@pytest.mark.parametrize("dtype", contest.DTYPES)
-def test_contestants_agree_before_they_are_timed(mode, dtype):
-    rivals = Contest(Case("rnn", Point(2, 5, 4, 6), mode, 1, dtype))
-    assert rivals.disagreement() <= contest.AGREEMENT[dtype]
-    with_onnx = mode == "inference" and dtype == "float32" and onnx_peer.available()
-    assert list(rivals.functions) == ["rnn_ext", "torch"] + ["onnxruntime"] * with_onnx
-
-
-def test_contestants_agree_on_a_gradient_that_is_zero():
-    rivals = Contest(Case("rnn", Point(1, 1, 3, 3), "training", 1, "float32"))
-    assert rivals.disagreement() <= contest.AGREEMENT["float32"]
-    assert not rivals.modules["torch"].weight_hh_l0.grad.any()
-
-
-@pytest.mark.parametrize("mode", contest.MODES)
-def test_a_contestant_with_other_weights_is_not_timed(mode):
-    rivals = Contest(Case("rnn", Point(2, 5, 4, 6), mode, 1, "float32"))
-    with torch.no_grad():
-        rivals.modules["rnn_ext"].weight_hh_l0.add_(0.01)
-    with pytest.raises(RuntimeError, match="rnn_ext disagrees"):
-        rivals.disagreement()
-
-
-def test_a_contestant_that_returns_nan_is_not_timed():
-    rivals = Contest(Case("rnn", Point(2, 5, 4, 6), "inference", 1, "float32"))
-    with torch.no_grad():
-        rivals.modules["rnn_ext"].bias_hh_l0.fill_(math.nan)
-    with pytest.raises(RuntimeError, match="rnn_ext disagrees"):
-        rivals.disagreement()
-
-
-def test_every_training_step_leaves_fresh_gradients():
-    rivals = Contest(Case("rnn", Point(2, 5, 4, 6), "training", 1, "float32"))
-    first = [gradient.clone() for gradient in rivals.results("rnn_ext")]
-    for once, again in zip(first, rivals.results("rnn_ext"), strict=True):
-        assert_close(again, once)
-
-
-def test_inference_is_timed_without_a_graph():
-    rivals = Contest(Case("rnn", Point(2, 5, 4, 6), "inference", 1, "float32"))
-    seen = []
-    rivals.modules["torch"].register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
-    rivals.disagreement()
-    assert seen == [False, False]
-
-
-@needs_onnx
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_the_onnx_twin_computes_what_torch_computes(nonlinearity):
-    rnn, x = torch.nn.RNN(5, 4, nonlinearity=nonlinearity), torch.randn(6, 3, 5)
-    y, h_n = onnx_peer.contestant(rnn, x, threads=1)()
-    expected_y, expected_h_n = rnn(x)
-    assert_close(y[:, 0], expected_y)
-    assert_close(h_n, expected_h_n)
-
-
-@needs_onnx
-def test_the_onnx_twin_refuses_what_its_one_node_cannot_hold():
-    with pytest.raises(ValueError, match="one layer"):
-        onnx_peer.rnn_model(torch.nn.RNN(5, 4, num_layers=2))
-
-
-# From measurement to report
-
-
-def result_with(speed_records=(), linear_records=()):
+def result_with(speed_records=(), linear_records=(), **facts):
     """A result as `speed` writes it, with records of our choosing."""
     return {
         "kind": "speed",
         "format": speed.FORMAT,
-        "machine": machine.facts(),
+        "machine": machine.facts() | facts,
         "budget_seconds": 1,
         "fma_peak_gflops": {"1": [90.0, 100.0]},
         "speed": list(speed_records),
         "linear": list(linear_records),
+        "refused": [],
     }
 
 
-def record(point, mode, ratio, seconds=1e-3, **contestants):
+def record(point, mode, ratio, seconds=1e-3, others=(), **fields):
     """A record in which torch takes `ratio` times as long as rnn_ext in every round of a drifting machine."""
     drift = [1.0, 1.1, 0.9, 1.3, 1.0, 1.2, 0.8]
-    times = {"rnn_ext": 1.0, "torch": ratio, **contestants}
+    times = {"rnn_ext": 1.0, "torch": ratio, **dict(others)}
     return {
+        "grid": "padded",
         "cell": "rnn",
         "point": list(point),
         "mode": mode,
@@ -267,24 +61,104 @@ def record(point, mode, ratio, seconds=1e-3, **contestants):
         "flops": 2e7,
         "plan": {"path": "kernel", "plan": "serial", "reason": "", "isa": "avx2", "threads": 1},
         "disagreement": 0.0,
+        "memory": {},
+        "amx_gflops": [],
         "neighbours": 0.01,
+        "faults": dict.fromkeys(times, 0.0),
         "seconds": {name: [seconds * factor * d for d in drift] for name, factor in times.items()},
+        **fields,
     }
 
 
+def linear_record(**fields):
+    """A record over two lengths, ten times as long and eleven times as slow."""
+    return {
+        "cell": "rnn",
+        "sizes": [1, 64, 64],
+        "mode": "training",
+        "dtype": "float32",
+        "threads": 1,
+        "neighbours": 0.0,
+        "faults": {"1000": 0.0, "10000": 6250.0},
+        "seconds": {"1000": [1e-3 * d for d in range(1, 8)], "10000": [1.1e-2 * d for d in range(1, 8)]},
+        **fields,
+    }
+
+
+def only_line(record):
+    (line,) = lines.lines(result_with([record]))
+    return line
+
+
+ONE, TWO, LARGE = Point(1, 1, 1, 1), Point(2, 2, 2, 2), Point(1, 2, 3, 64)
+
+
+# Lines and tables
+
+
 def test_a_line_summarises_its_rounds():
-    (line,) = tables.lines(result_with([record(Point(1, 2, 3, 4), "inference", 3.0, onnxruntime=2.0)]))
+    line = only_line(record(Point(1, 2, 3, 4), "inference", 3.0, others={"onnxruntime": 2.0}))
     assert line.shape == "1×2×3×4" and line.plan == "serial" and line.pairs == 7
-    assert_close([line.fused_ms, line.torch_ms, line.onnx_ms], [1.0, 3.0, 2.0])
-    assert_close([line.ratio.median, line.ratio.low, line.onnx_ratio.median], [3.0, 3.0, 2.0])
+    assert_close([line.fused_ms, line.torch_ms, line.others["onnxruntime"].ms], [1.0, 3.0, 2.0])
+    assert_close(
+        [line.ratio.median, line.ratio.low, line.others["onnxruntime"].ratio.median], [3.0, 3.0, 2.0]
+    )
     # 2e7 operations in 1 ms are 20 GFLOP/s, of the best peak sample, 100.
     assert_close([line.share, line.torch_share], [0.2, 0.2 / 3])
+    assert line.memory_ratio is None and line.amx is None
 
 
-def test_geometric_means_stand_beside_the_worst_shape():
-    records = [record(Point(1, 1, 1, 1), "training", 2.0), record(Point(2, 2, 2, 2), "training", 8.0)]
-    table = tables.means_table(tables.lines(result_with(records)), "pipe")
-    assert "4.00" in table and "2.00 at 1×1×1×1" in table
+def test_the_float32_peak_is_no_measure_of_another_dtype():
+    line = only_line(record(ONE, "inference", 3.0, dtype="bfloat16"))
+    assert line.share is None
+    assert "of peak" not in tables.speed_table([line], "pipe")
+
+
+def test_memory_stands_beside_the_times_of_training():
+    line = only_line(record(ONE, "training", 3.0, memory={"rnn_ext": 1_500_000, "torch": 2_000_000}))
+    table = tables.speed_table([line], "pipe")
+    assert "1.50 |" in table and "2.00 |" in table and "0.750 |" in table
+    assert "0.750 at 1×1×1×1" in tables.means_table([line], "pipe")
+
+
+def test_pairs_are_told_apart_by_the_amx_rate_beside_them():
+    measured = record(ONE, "training", 3.0, amx_gflops=[400, 400, 100, 100, 100, 250, 249])
+    measured["seconds"]["torch"] = [
+        seconds * factor for seconds, factor in zip(measured["seconds"]["rnn_ext"], [4, 4, 2, 2, 2, 3, 2])
+    ]
+    line = only_line(measured)
+    assert (line.amx.fast, line.amx.slow, line.amx.state) == (3, 4, "fast in 3 of 7")
+    assert_close([line.amx.gflops, line.amx.fast_ratio, line.amx.slow_ratio], [249, 4.0, 2.0])
+    table = tables.speed_table([line], "pipe")
+    assert "ratio, AMX fast" in table and "fast in 3 of 7" in table
+
+
+@pytest.mark.parametrize(("rate", "state"), [(300, "fast"), (100, "slow")])
+def test_a_steady_amx_rate_needs_one_ratio(rate, state):
+    line = only_line(record(ONE, "training", 3.0, threads=1, amx_gflops=[rate] * 7))
+    assert line.amx.state == state
+    assert "ratio, AMX" not in tables.speed_table([line], "pipe")
+
+
+def test_geometric_means_stand_beside_the_worst_shape_with_and_without_toys():
+    records = [record(point, "training", ratio) for point, ratio in ((ONE, 2.0), (TWO, 8.0), (LARGE, 9.0))]
+    row = tables.means_table(lines.lines(result_with(records)), "pipe").splitlines()[-1]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == [
+        "RNN, training, float32, 1 thread", "3", "5.24", "9.00", "2.00 at 1×1×1×1"
+    ]  # fmt: skip
+
+
+def test_the_mean_of_a_contestant_is_over_the_shapes_where_it_took_part():
+    records = [
+        record(ONE, "inference", 2.0, others={"onnxruntime": 0.5, "two linears": 0.7}),
+        record(LARGE, "inference", 3.0, others={"onnxruntime": 2.0}),
+    ]
+    table = tables.means_table(lines.lines(result_with(records)), "pipe")
+    headers, _, row = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+    assert headers[2:7] == [
+        "torch / rnn_ext", "without toys", "ONNX Runtime / rnn_ext", "without toys", "two linears / rnn_ext"
+    ]  # fmt: skip
+    assert row[2:7] == ["2.45", "3.00", "1.00", "2.00", "0.700"]
 
 
 @pytest.mark.parametrize(
@@ -295,46 +169,99 @@ def test_numbers_have_three_digits_and_no_exponent(value, text):
     assert tables.number(value) == text
 
 
-def test_cost_per_step_is_compared_round_by_round():
-    seconds = {"1000": [1e-3 * d for d in range(1, 8)], "10000": [1.1e-2 * d for d in range(1, 8)]}
-    table = tables.linear_table([{"mode": "training", "seconds": seconds}], "pipe")
-    assert "10,000" in table and "1.10 – 1.10" in table
+def test_cost_per_step_is_compared_round_by_round_and_page_faults_are_told():
+    table = tables.linear_table([linear_record()], "pipe")
+    assert "10,000" in table and "1.10 – 1.10" in table and "6,250" in table
+
+
+def test_a_busy_machine_is_told_of():
+    quiet, busy = (record(ONE, "training", 2.0, neighbours=share) for share in (0.01, 0.3))
+    assert "not to be trusted" not in tables.disturbance(result_with([quiet, quiet]))
+    assert "30% at most" in tables.disturbance(result_with([quiet, busy]))
+    assert "not to be trusted" in tables.disturbance(result_with([quiet, busy]))
+
+
+# The report
 
 
 def test_a_result_survives_the_way_through_json_into_the_report(tmp_path):
-    records = [record(point, mode, 3.0) for point in contest.GRID[:3] for mode in contest.MODES]
-    result = result_with(
-        records, [{"mode": "training", "neighbours": 0.0, "seconds": {"10": [1.0] * 7, "100": [10.0] * 7}}]
-    )
+    some = {"memory": {"rnn_ext": 10, "torch": 20}, "amx_gflops": [300.0] * 7}
+    records = [record(point, mode, 3.0, **some) for point in GRIDS["padded"].points[:3] for mode in MODES]
+    result = result_with(records, [linear_record()])
     speed.save(result, tmp_path / "some" / "run.json")
-    assert report.load(tmp_path / "some" / "run.json") == result
+    assert merge.load(tmp_path / "some" / "run.json") == result
 
-    assert report.main([str(tmp_path / "some" / "run.json"), "--out", str(tmp_path / "out")]) == 0
+    assert report.main([str(tmp_path / "some"), "--out", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "report.md").read_text()
-    for expected in ("## run", "1×6×5×4", "RNN, training, float32, 1 thread", "3.00", "Cost over the length"):
+    for expected in (
+        "## Speed: run", "### Grid padded", "1×6×5×4", "RNN, training, float32, 1 thread", "3.00",
+        "AMX GFLOP/s", "### Grid linear",
+    ):  # fmt: skip
         assert expected in page
     pictures = sorted((tmp_path / "out").glob("*.png"))
     assert [picture.name for picture in pictures] == [
-        "run-rnn-float32-1t-peak.png",
-        "run-rnn-float32-1t-speed.png",
+        "speed-linear-0.png",
+        "speed-padded-float32-1t-memory.png",
+        "speed-padded-float32-1t-peak.png",
+        "speed-padded-float32-1t-speed.png",
     ]
     for picture in pictures:
         assert picture.name in page
         assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_every_grid_and_cell_has_its_section_and_chart(tmp_path):
+    pairs_of_grids = [name for name in GRIDS if name != "linear"]
+    records = [
+        record(LARGE, mode, 2.0, grid=grid, cell=cell, dtype=GRIDS[grid].dtype, others={"float32": 3.0})
+        for grid in pairs_of_grids for cell in CELLS for mode in MODES
+    ]  # fmt: skip
+    page = report.write({"all": result_with(records)}, tmp_path).read_text()
+    for grid in pairs_of_grids:
+        assert f"### Grid {grid}: {GRIDS[grid].purpose}" in page
+        assert (tmp_path / f"speed-{grid}-{GRIDS[grid].dtype}-1t-speed.png").exists()
+    assert "#### LSTMCell, training" in page and "rnn_ext in float32 / rnn_ext" in page
+
+
+def test_results_of_one_machine_stand_in_one_table(tmp_path):
+    rnn, gru = (result_with([record(LARGE, "training", 2.0, cell=cell)]) for cell in ("rnn", "gru"))
+    joined = merge.merged({"a": rnn, "b": gru})
+    assert list(joined) == ["a, b"]
+    assert [line.cell for line in lines.lines(joined["a, b"])] == ["rnn", "gru"]
+    assert len(joined["a, b"]["fma_peak_gflops"]["1"]) == 4
+
+
+def test_results_of_other_conditions_stand_apart(tmp_path):
+    same = [record(LARGE, "training", 2.0)]
+    results = {
+        "a": result_with(same),
+        "b": result_with(same, isa="other"),
+        "c": result_with(same, memory_kept=True),
+    }
+    assert list(merge.merged(results)) == ["a", "b", "c"]
+    page = report.write(results, tmp_path).read_text()
+    assert page.count("## Speed: ") == 3 and (tmp_path / "speed3-padded-float32-1t-speed.png").exists()
+
+
+def test_a_case_that_was_measured_twice_is_refused(tmp_path, capsys):
+    for name in ("first", "second"):
+        speed.save(result_with([record(LARGE, "training", 2.0)]), tmp_path / f"{name}.json")
+    with pytest.raises(SystemExit):
+        report.main([str(tmp_path), "--out", str(tmp_path)])
+    assert "measured twice, in first and in second" in capsys.readouterr().err
+
+
 def test_results_of_tasks_go_into_the_same_report(tmp_path):
     result = run_task(TASKS["toy_classes"], ["torch", "rnn_ext"], bar=False, epochs=2)
     cli.write_json([result], tmp_path / "toys.json")
-    page = report.write({"toys": report.load(tmp_path / "toys.json")}, tmp_path).read_text()
+    page = report.write({"toys": merge.load(tmp_path / "toys.json")}, tmp_path).read_text()
     assert (tmp_path / "toys" / "toy_classes.png").exists() and "(toys/toy_classes.png)" in page
     assert "| task | final loss torch | rnn_ext | success measure |" in page
     assert f" {result.runs['rnn_ext'].final_loss:.4g} |" in page
 
 
 def test_a_chart_can_show_a_single_mode_and_a_slower_shape(tmp_path):
-    result = result_with([record(Point(1, 1, 1, 1), "training", 0.5)])
-    assert report.write({"slow": result}, tmp_path).exists()
+    assert report.write({"slow": result_with([record(ONE, "training", 0.5)])}, tmp_path).exists()
 
 
 def test_a_file_that_is_no_result_is_refused_by_name(tmp_path):
@@ -342,7 +269,10 @@ def test_a_file_that_is_no_result_is_refused_by_name(tmp_path):
     for content in ('{"kind": "speed", "format": 999}', "{}", "[]"):
         other.write_text(content)
         with pytest.raises(ValueError, match="other.json"):
-            report.load(other)
+            merge.load(other)
+
+
+# The machine
 
 
 def test_the_facts_of_the_machine_are_complete():
@@ -350,13 +280,6 @@ def test_the_facts_of_the_machine_are_complete():
     assert facts["cpu"] and facts["affinity"] and facts["isa"] in facts["available_isas"]
     assert facts["versions"]["torch"] == torch.__version__
     assert machine.fma_peak(1, seconds=0.01) > 0
-
-
-def test_a_busy_machine_is_told_of():
-    quiet, busy = (record(Point(1, 1, 1, 1), "training", 2.0) | {"neighbours": share} for share in (0.01, 0.3))
-    assert "not to be trusted" not in tables.disturbance(result_with([quiet, quiet]))
-    assert "30% at most" in tables.disturbance(result_with([quiet, busy]))
-    assert "not to be trusted" in tables.disturbance(result_with([quiet, busy]))
 
 
 def test_own_work_does_not_count_as_a_neighbours():
@@ -367,27 +290,94 @@ def test_own_work_does_not_count_as_a_neighbours():
     assert_close(neighbours.share, (4 - 1) / (4 * 2))
 
 
-def test_speed_runs_from_the_command_line_to_json(tmp_path, capsys):
+KEEPING = """
+import torch
+from benchmarks import machine, pairs
+assert machine.keep_memory(0.25)
+run = lambda: [torch.ones(n) for n in (1_500_000, 3_000_000, 1_500_000)]
+for _ in range(3):
+    run()
+before = pairs.page_faults()
+for _ in range(5):
+    run()
+print(pairs.page_faults() - before)
+"""
+
+
+def test_memory_that_is_kept_is_not_faulted_in_again():
+    # In a process of its own: the setting lasts.
+    assert int(run_python(KEEPING)) < 100  # of 29,000 pages in five calls
+
+
+# The command line
+
+
+def test_a_point_is_named_by_its_sizes_or_its_place_in_the_grid():
+    assert speed.parse_point("1x100x64x64") == speed.parse_point("1,100,64,64") == Point(1, 100, 64, 64)
+    assert speed.parse_point(str(Point(1, 2, 3, 4))) == Point(1, 2, 3, 4)
+    args = speed.parser().parse_args(["--points", "6", "1x2x3x4"])
+    assert speed.chosen_points(args, "padded") == [GRIDS["padded"].points[6], Point(1, 2, 3, 4)]
+    for wrong in ("1x2x3", "99"):
+        with pytest.raises(SystemExit):
+            speed.main(["--points", wrong])
+
+
+def test_the_list_names_every_grid_and_shape(capsys):
+    assert speed.main(["--list"]) == 0
+    told = capsys.readouterr().out
+    for name, grid in GRIDS.items():
+        assert f"{name}: {grid.purpose}" in told
+        assert all(str(point) in told for point in grid.points)
+
+
+def test_speed_runs_from_the_command_line_to_json(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(rnn_ext._C, "amx_rate", lambda seconds, threads: 300.0)
     path = tmp_path / "run.json"
-    options = "--points 0 2x3x4x5 --threads 1 --budget 0 --json".split()
+    options = "--grid padded packed --points 1 --threads 1 --budget 0 --json".split()
     assert speed.main([*options, str(path)]) == 0
-    result = report.load(path)
-    assert [(r["point"], r["mode"]) for r in result["speed"]] == [
-        ([1, 6, 5, 4], "inference"),
-        ([1, 6, 5, 4], "training"),
-        ([2, 3, 4, 5], "inference"),
-        ([2, 3, 4, 5], "training"),
+    result = merge.load(path)
+    assert [(r["grid"], r["point"], r["mode"]) for r in result["speed"]] == [
+        (grid, list(GRIDS[grid].points[1]), mode) for grid in ("padded", "packed") for mode in MODES
     ]
     for measured in result["speed"]:
         assert {len(values) for values in measured["seconds"].values()} == {pairs.MIN_ROUNDS}
+        assert measured["amx_gflops"] == [300.0] * pairs.MIN_ROUNDS
+        remembered = measured["mode"] == "training" and memory.available()
+        assert set(measured["memory"]) == ({"rnn_ext", "torch"} if remembered else set())
     assert len(result["fma_peak_gflops"]["1"]) == 4
     assert "torch / rnn_ext" in capsys.readouterr().out
 
 
-def test_linear_runs_from_the_command_line_to_json(tmp_path, capsys):
+def test_a_case_in_which_results_disagree_is_told_of_and_the_others_are_timed(tmp_path, capsys, monkeypatch):
+    def wrong_in_training(self):
+        if self.case.mode == "training":
+            raise contest.Disagreement(f"{self.case}: torch disagrees")
+        return right(self)
+
+    right = contest.Contest.disagreement
+    monkeypatch.setattr(contest.Contest, "disagreement", wrong_in_training)
     path = tmp_path / "run.json"
-    assert speed.main(["--linear", "--lengths", "10", "40", "--budget", "0", "--json", str(path)]) == 0
-    result = report.load(path)
-    assert [r["mode"] for r in result["linear"]] == list(contest.MODES)
-    assert all(set(r["seconds"]) == {"10", "40"} for r in result["linear"])
-    assert "ns per step" in capsys.readouterr().out
+    options = "--grid steps --points 1x2x3x4 --threads 1 --budget 0 --json".split()
+    assert speed.main([*options, str(path)]) == 1
+    reason = "Not timed: steps, RNNCell 1×2×3×4, training, float32, 1 thread: torch disagrees"
+    assert reason in capsys.readouterr().out
+    assert [measured["mode"] for measured in merge.load(path)["speed"]] == ["inference"]
+    assert reason in report.write({"run": merge.load(path)}, tmp_path).read_text()
+
+
+def test_linear_runs_from_the_command_line_to_json(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(machine, "keep_memory", lambda: True)  # it would last for all tests
+    path = tmp_path / "run.json"
+    options = "--grid linear --cell gru --points 1x10x3x5 1x40x3x5 --budget 0 --json".split()
+    assert speed.main([*options, str(path)]) == 0
+    result = merge.load(path)
+    assert [r["mode"] for r in result["linear"]] == list(MODES)
+    assert all(set(r["seconds"]) == set(r["faults"]) == {"10", "40"} for r in result["linear"])
+    told = capsys.readouterr().out
+    assert "ns per step" in told and "B = 1, I = 3, H = 5" in told
+
+
+def test_the_cost_over_the_length_is_refused_for_shapes_that_differ_otherwise(capsys):
+    with pytest.raises(SystemExit):
+        speed.main(["--grid", "linear", "--points", "1x10x3x5", "1x40x3x6"])
+    assert "differ in their steps alone" in capsys.readouterr().err
