@@ -1,0 +1,135 @@
+"""The two ways to multiply: the choice between them, and that tiles keep the meaning of numbers that bfloat16 lacks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import rnn_ext
+from tests.subject import run_python
+from tests.tolerances import assert_close
+
+needs_tiles = pytest.mark.skipif(rnn_ext._C.isa() != "amx", reason="the instruction set in use has no AMX tiles")
+
+
+@pytest.fixture(autouse=True)
+def product_as_before():
+    before = rnn_ext.float32_product()
+    yield
+    rnn_ext.set_float32_product(before)
+
+
+def by(product: str, layer, x: torch.Tensor) -> torch.Tensor:
+    """The layer's output with that product."""
+    rnn_ext.set_float32_product(product)
+    with torch.no_grad():
+        return layer(x)[0]
+
+
+def large_batch() -> tuple[rnn_ext.RNN, torch.Tensor]:
+    torch.manual_seed(0)
+    return rnn_ext.RNN(40, 160, nonlinearity="relu"), torch.randn(6, 32, 40)
+
+
+def test_the_product_set_is_the_product_told():
+    for product in ("fma", "auto"):
+        rnn_ext.set_float32_product(product)
+        assert rnn_ext.float32_product() == product
+
+
+def test_a_product_of_another_name_is_refused():
+    with pytest.raises(ValueError, match="expected one of auto, fma, amx, got 'tf32'"):
+        rnn_ext.set_float32_product("tf32")
+
+
+def test_tiles_are_refused_where_there_are_none():
+    code = "import rnn_ext; rnn_ext.set_float32_product('amx')"
+    with pytest.raises(AssertionError, match="RuntimeError: set_float32_product: no AMX tiles"):
+        run_python(code, RNN_EXT_ISA="baseline", RNN_EXT_FLOAT32_PRODUCT="")
+
+
+def test_the_environment_sets_the_product_and_refuses_what_it_does_not_know():
+    told = run_python("import rnn_ext; print(rnn_ext.float32_product())", RNN_EXT_FLOAT32_PRODUCT="fma")
+    assert told == "fma"
+    with pytest.raises(AssertionError, match="ImportError: RNN_EXT_FLOAT32_PRODUCT: .*got 'fast'"):
+        run_python("import rnn_ext", RNN_EXT_FLOAT32_PRODUCT="fast")
+
+
+@needs_tiles
+def test_tiles_are_taken_for_large_batches_and_never_under_batch_invariant():
+    layer, x = large_batch()
+    rnn_ext.set_float32_product("auto")
+    assert rnn_ext.explain(layer, x).product == "amx"
+    assert rnn_ext.explain(layer, x[:, :2]).product == "fma"
+    assert rnn_ext.explain(layer.double(), x.double()).product == "fma"
+    with rnn_ext.batch_invariant():
+        assert rnn_ext.explain(layer.float(), x).product == "fma"
+
+
+@needs_tiles
+def test_tiles_are_closer_to_float64_than_multiply_adds():
+    layer, x = large_batch()
+    errors = {product: by(product, layer, x).double() for product in ("fma", "amx")}
+    exact = layer.double()(x.double())[0]
+    rms = {product: (y - exact).square().mean().sqrt().item() for product, y in errors.items()}
+    assert 0 < rms["amx"] <= rms["fma"]
+
+
+@needs_tiles
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")], ids=str)
+def test_infinities_and_nan_mean_what_they_mean_to_multiply_adds_and_stay_in_their_sequence(value):
+    layer, x = large_batch()
+    clean = by("amx", layer, x)
+    x[2, 5, 7] = value
+    y, expected = by("amx", layer, x), by("fma", layer, x)
+    others = [b for b in range(32) if b != 5]
+    assert torch.equal(y[:, others], clean[:, others])
+    assert torch.equal(y[:2, 5], clean[:2, 5])
+    assert not expected[2, 5].isfinite().all()
+    for same in (torch.isnan, torch.isposinf, torch.isneginf):
+        assert torch.equal(same(y[2:4, 5]), same(expected[2:4, 5]))
+
+
+@needs_tiles
+def test_weights_that_are_infinite_mean_what_they_mean_to_multiply_adds():
+    layer, x = large_batch()
+    with torch.no_grad():
+        layer.weight_ih_l0[3, 2] = float("inf")
+    y, expected = by("amx", layer, x)[0], by("fma", layer, x)[0]
+    assert y.isposinf().any()
+    assert torch.equal(y.isposinf(), expected.isposinf()) and torch.equal(y.isnan(), expected.isnan())
+
+
+@needs_tiles
+def test_the_largest_numbers_do_not_overflow_in_their_parts():
+    layer, x = large_batch()
+    x[:, 4] = torch.finfo(torch.float32).max
+    with torch.no_grad():
+        layer.weight_ih_l0 *= 1e-3
+    y, expected = by("amx", layer, x[:1]), by("fma", layer, x[:1])
+    assert y.isfinite().all()
+    largest = expected.abs().max()
+    assert_close(y / largest, expected / largest, torch.float32)
+
+
+@needs_tiles
+def test_the_smallest_numbers_count_as_zero():
+    layer, x = large_batch()
+    with torch.no_grad():
+        layer.bias_ih_l0.zero_(), layer.bias_hh_l0.zero_()
+    y = by("amx", layer, (x * 1e-39)[:1])
+    assert (y == 0).all()
+
+
+@needs_tiles
+def test_gradients_of_infinite_outputs_mean_what_they_mean_to_multiply_adds():
+    layer, x = large_batch()
+    x.requires_grad_()
+    found = {}
+    for product in ("fma", "amx"):
+        rnn_ext.set_float32_product(product)
+        dy = torch.ones(6, 32, 160)
+        dy[3, 5, 7] = float("inf")
+        found[product] = torch.autograd.grad(layer(x)[0], [x, *layer.parameters()], dy)
+    for a, b in zip(found["amx"], found["fma"], strict=True):
+        assert torch.equal(a.isfinite(), b.isfinite())
