@@ -21,7 +21,9 @@ from tests.tolerances import assert_close
 
 KINDS = ["stepwise", "grid", "cluster", "library"]
 HALVES = [torch.bfloat16, torch.float16]
-each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
+# A projection has no CUDA kernel.
+ON_CUDA = [layer for layer in LAYERS if not layer.projected]
+each_layer = pytest.mark.parametrize("layer", ON_CUDA, ids=str)
 
 
 class Emulator:
@@ -146,7 +148,7 @@ def test_clusters_equal_the_reference(emulator, layer, hidden_size, batch):
 @each_layer
 def test_every_dtype_equals_the_reference(emulator, layer, kind, dtype):
     if layer.options.get("nonlinearity") == "relu" and dtype in HALVES:
-        layer = LAYERS[0]  # rounding to 16 bits moves numbers across the kink
+        layer = ON_CUDA[0]  # rounding to 16 bits moves numbers across the kink
     emulator.plan(kind)
     hidden_size = 24 if kind == "cluster" else 17
     assert_equals_reference(emulator, layer, hidden_size, 3, dtype, kind != "grid")
@@ -159,7 +161,7 @@ def test_every_product_of_sixteen_bit_types(emulator, product, dtype, batch):
     emulator.device(multiprocessors=40)
     emulator.plan("grid", product)
     assert ("registers" in plan("LSTM", 5, batch, 33, 2)) == (product == "held")
-    assert_equals_reference(emulator, LAYERS[2], 33, batch, dtype, False, bidirectional=False)
+    assert_equals_reference(emulator, ON_CUDA[2], 33, batch, dtype, False, bidirectional=False)
 
 
 @pytest.mark.sanitize
@@ -198,7 +200,7 @@ def test_any_one_gradient_alone(emulator, layer, wanted, given):
 def test_the_order_of_threads_changes_no_bit(emulator, kind, order):
     """A barrier that is missing shows as a difference here."""
     emulator.plan(kind)
-    for layer in LAYERS[2:]:
+    for layer in ON_CUDA[2:]:
         case = Case(layer, hidden_size=24, num_layers=2, bidirectional=True, form="unsorted", lengths=(4, 1, 3))
         emulator.order(0)
         expected = case.run_ours()
@@ -212,7 +214,7 @@ def test_the_order_of_threads_changes_no_bit(emulator, kind, order):
 def test_the_order_of_threads_changes_no_bit_where_tiles_are_small(emulator, kind):
     emulator.device(multiprocessors=3, shared_bytes=6 << 10)
     emulator.plan(kind)
-    for layer in LAYERS[2:]:
+    for layer in ON_CUDA[2:]:
         case, found = Case(layer, hidden_size=13, lengths=(3,) * 23), []
         for order in range(3):
             emulator.order(order)
@@ -227,12 +229,12 @@ def test_the_order_of_threads_changes_no_bit_where_tiles_are_small(emulator, kin
 def test_little_shared_memory_means_smaller_tiles(emulator, kind, shared_bytes):
     emulator.device(multiprocessors=24 if kind == "grid" else 6, shared_bytes=shared_bytes)
     emulator.plan(kind)
-    for layer in LAYERS[2:]:
+    for layer in ON_CUDA[2:]:
         assert_equals_reference(emulator, layer, 33 if kind == "stepwise" else 9, 40, torch.float32, True, False)
 
 
 def test_more_steps_than_one_launch_writes_into_the_tables(emulator):
-    case = Case(LAYERS[0], 1, 2, form="sorted", lengths=(1900, 903, 3))
+    case = Case(ON_CUDA[0], 1, 2, form="sorted", lengths=(1900, 903, 3))
     emulator.plan("grid")
     actual = case.run_ours()
     emulator.monkeypatch.undo()
@@ -244,7 +246,7 @@ def test_more_steps_than_one_launch_writes_into_the_tables(emulator):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("batch, hidden_size", [(1, 256), (8, 512), (16, 768), (64, 512)])
-@pytest.mark.parametrize("layer", LAYERS[2:], ids=str)
+@pytest.mark.parametrize("layer", ON_CUDA[2:], ids=str)
 def test_the_plans_of_a_large_gpu_give_what_the_cpu_kernels_give(emulator, layer, batch, hidden_size, dtype):
     emulator.device(multiprocessors=132, shared_bytes=232_448, cluster_blocks=16)
     case = Case(layer, 16, hidden_size, dtype=dtype, lengths=(3,) * batch)
@@ -279,10 +281,10 @@ def test_what_fits_nowhere_runs_step_by_step(emulator):
 def test_a_plan_that_does_not_fit_is_an_error(emulator):
     emulator.plan("cluster")
     with pytest.raises(RuntimeError, match="does not fit this call"):
-        Case(LAYERS[0], hidden_size=7).run_ours()
+        Case(ON_CUDA[0], hidden_size=7).run_ours()
     emulator.plan("nothing")
     with pytest.raises(RuntimeError, match="RNN_EXT_CUDA_PLAN must be"):
-        Case(LAYERS[0], hidden_size=7).run_ours()
+        Case(ON_CUDA[0], hidden_size=7).run_ours()
 
 
 # The emulator itself, on kernels that are wrong on purpose

@@ -21,7 +21,9 @@ pytestmark = [
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 HALVES = [torch.bfloat16, torch.float16]
 KINDS = ["stepwise", "grid", "cluster", "library"]
-each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
+# A projection has no CUDA kernel.
+ON_CUDA = [layer for layer in LAYERS if not layer.projected]
+each_layer = pytest.mark.parametrize("layer", ON_CUDA, ids=str)
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -96,7 +98,7 @@ def test_any_size_finds_a_plan(layer, size):
 def test_fragments_and_multiply_adds_agree(dtype, monkeypatch):
     """The layout of matrix fragments, which only a GPU can prove."""
     torch.manual_seed(0)
-    module = LAYERS[2].make_ours(32, 160, device="cuda", dtype=dtype)
+    module = ON_CUDA[2].make_ours(32, 160, device="cuda", dtype=dtype)
     x, found = torch.randn(6, 19, 32, device="cuda", dtype=dtype), []
     for product in ("fma", "fragments", "held"):
         monkeypatch.setenv("RNN_EXT_CUDA_PRODUCT", product)
@@ -130,7 +132,7 @@ def test_gradcheck(layer):
 def test_the_same_call_gives_the_same_bits(dtype, kind, monkeypatch):
     """A result that moves would be a race between blocks."""
     monkeypatch.setenv("RNN_EXT_CUDA_PLAN", kind)
-    for layer in LAYERS[2:]:
+    for layer in ON_CUDA[2:]:
         module = layer.make_ours(64, 256, device="cuda", dtype=dtype)
         x = torch.randn(300, 16, 64, device="cuda", dtype=dtype)
         first = None
@@ -182,7 +184,7 @@ def test_a_packed_batch_in_a_cuda_graph(layer):
 
 
 def test_another_stream_is_the_one_that_is_used():
-    module = LAYERS[2].make_ours(64, 256, device="cuda")
+    module = ON_CUDA[2].make_ours(64, 256, device="cuda")
     x = torch.randn(50, 8, 64, device="cuda")
     expected = module(x)[0]
     stream = torch.cuda.Stream()
@@ -197,7 +199,7 @@ def test_another_stream_is_the_one_that_is_used():
 
 
 def test_bad_input_raises_and_leaves_the_device_usable():
-    module = LAYERS[2].make_ours(8, 16, device="cuda")
+    module = ON_CUDA[2].make_ours(8, 16, device="cuda")
     right = torch.randn(3, 2, 8, device="cuda")
     for bad in (right.cpu(), right[..., :7], right.double()):
         with pytest.raises((RuntimeError, ValueError)):
@@ -208,7 +210,7 @@ def test_bad_input_raises_and_leaves_the_device_usable():
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_the_tensors_device_is_used_whatever_the_current_one_is():
-    module = LAYERS[3].make_ours(8, 16, device="cuda:1")
+    module = ON_CUDA[3].make_ours(8, 16, device="cuda:1")
     y, _ = module(torch.randn(3, 2, 8, device="cuda:1"))
     assert y.device.index == 1 and y.isfinite().all()
 
@@ -234,7 +236,7 @@ def test_the_memory_checker_finds_nothing(kind):
 
 
 def test_dropout_draws_torchs_masks():
-    ours, theirs = LAYERS[2].make_both(6, 8, 3, dropout=0.5, device="cuda")
+    ours, theirs = ON_CUDA[2].make_both(6, 8, 3, dropout=0.5, device="cuda")
     x, outputs = torch.randn(5, 4, 6, device="cuda"), []
     for module in (ours, theirs):
         torch.manual_seed(3)
@@ -244,7 +246,7 @@ def test_dropout_draws_torchs_masks():
 
 
 def test_a_case_with_every_option_on_the_gpu_is_that_of_the_cpu():
-    case = Case(LAYERS[3], 5, 12, 2, bidirectional=True, form="unsorted", lengths=(6, 2, 5))
+    case = Case(ON_CUDA[3], 5, 12, 2, bidirectional=True, form="unsorted", lengths=(6, 2, 5))
     module = case.make(case.layer.ours)
     x = case.input()
     expected = named_outputs(module(x))

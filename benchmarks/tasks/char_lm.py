@@ -27,7 +27,7 @@ def build(o: Options) -> Problem:
 
     def score(learner):
         bits, state = [], None
-        for x, y, _ in test:
+        for x, y, *_ in test:
             scores, state = learner.predict(x, state=state)  # [T, B, K]
             scores = scores - scores.max(-1, keepdims=True)
             log_p = np.take_along_axis(scores, y[..., None], -1)[..., 0] - np.log(np.exp(scores).sum(-1))

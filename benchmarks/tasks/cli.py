@@ -1,11 +1,19 @@
-"""`python -m benchmarks tasks`: choose tasks, train them, print one table, write JSON and charts."""
+"""Choose tasks, train them, print one table, write JSON and charts.
+
+One option of a task may have several values, and --cell too: every combination is trained.
+The chart of the window sweep, DIR/counting_ones-window.png:
+
+  python -m benchmarks tasks --task counting_ones --backend rnn_ext \\
+      --cell RNN LSTM GRU delay --window 2 3 4 5 6 7 8 --charts DIR
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +21,7 @@ from . import tables
 from .backends import BACKENDS
 from .problem import Task
 from .registry import TASKS
-from .runner import Result, run_task
+from .runner import Result, check_trained, run_task
 
 OPTIONS = {
     "hidden": int,
@@ -24,15 +32,35 @@ OPTIONS = {
     "layers": int,
     "epochs": int,
 }
+CELLS = list(dict.fromkeys(cell for task in TASKS.values() for cell in task.cells))
+
+
+def cell_name(text: str) -> str:
+    """A cell's name as the tasks have it, whatever the case of its letters."""
+    by_lower = {cell.lower(): cell for cell in CELLS}
+    if text.lower() not in by_lower:
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(CELLS)})")
+    return by_lower[text.lower()]
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks tasks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks tasks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--list", action="store_true", help="the tasks and their options, and stop")
     parser.add_argument(
         "--task", action="append", choices=TASKS, metavar="NAME", help="repeatable; all if not given"
     )
     parser.add_argument("--backend", action="append", choices=BACKENDS, help="repeatable; all if not given")
+    parser.add_argument(
+        "--cell",
+        nargs="+",
+        type=cell_name,
+        metavar="NAME",
+        help=f"of {', '.join(CELLS)}; each task has its own",
+    )
     parser.add_argument("--seed", type=int, help="each task has its own")
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     parser.add_argument("--threads", type=int, help="torch's own choice if not given")
@@ -60,13 +88,18 @@ def main(argv: list[str]) -> int:
     swept = [name for name, values in given.items() if len(values) > 1]
     if len(swept) > 1:
         arguments.error(f"a sweep takes one option with several values, got {' and '.join(swept)}")
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-
-    results = []
+    given |= {"cell": args.cell} if args.cell else {}
+    chosen = [TASKS[name] for name in args.task or TASKS]
     try:
-        for name in args.task or TASKS:
-            results += run(TASKS[name], given, swept[0] if swept else None, args)
+        for task in chosen:  # all of them before the first is trained
+            check_trained(task, args.backend or BACKENDS)
+            for options in combinations(given):
+                task.check(**options)
+        if args.threads is not None:
+            torch.set_num_threads(args.threads)
+        results = [
+            result for task in chosen for result in run(task, given, swept[0] if swept else None, args)
+        ]
     except ValueError as error:
         arguments.error(str(error))
     print("\n" + tables.text(results))
@@ -80,17 +113,20 @@ def main(argv: list[str]) -> int:
     return 1 if parted else 0
 
 
-def run(task: Task, given: dict[str, list], swept: str | None, args: argparse.Namespace) -> Iterator[Result]:
-    """One result, or one for each value of the swept option."""
-    options = {name: values[0] for name, values in given.items()}
-    if args.quick:
-        options = {**task.quick, **options}
-    for value in given[swept] if swept else [None]:
-        if swept:
-            options[swept] = value
-        result = run_task(task, args.backend or BACKENDS, args.seed, args.dtype, **options)
-        result.swept = swept
-        yield result
+def combinations(given: dict[str, list]) -> list[dict[str, Any]]:
+    """Every choice of one value for each option."""
+    return [dict(zip(given, values)) for values in product(*given.values())]
+
+
+def run(task: Task, given: dict[str, list], swept: str | None, args: argparse.Namespace) -> list[Result]:
+    """A result for each combination of the given values."""
+    results = []
+    for options in combinations(given):
+        quick = task.quick if args.quick else {}
+        result = run_task(task, args.backend or BACKENDS, args.seed, args.dtype, **{**quick, **options})
+        result.swept, result.cell_chosen = swept, bool(args.cell)
+        results.append(result)
+    return results
 
 
 def listing() -> str:
@@ -102,6 +138,7 @@ def listing() -> str:
             f"{task.name}  [{task.id}]  {task.title}",
             f"    reached when: {task.reached_when}",
             f"    backends: {', '.join(task.backends)}{numpy}; seed {task.seed}",
+            f"    cells: {', '.join(task.cells)}",
             f"    {', '.join(f'{name} {value}' for name, value in task.options.items())}",
         ]
     return "\n".join(lines)
@@ -122,13 +159,15 @@ def write_json(results: list[Result], path: Path) -> None:
 
 
 def draw(results: list[Result], folder: Path) -> None:
-    """TASK.png for each task, or TASK-OPTION.png for a sweep."""
+    """TASK.png for each task, TASK-CELL.png where the cell was chosen, TASK-OPTION.png for a sweep."""
     from . import charts
 
     for name in dict.fromkeys(result.task for result in results):
         same = [result for result in results if result.task == name]
         title = f"{name}: {TASKS[name].title}"
         if same[0].swept:
-            charts.sweep_chart(same, title, folder / f"{name}-{same[0].swept}.png")
-        else:
-            charts.loss_chart(same[0], title, folder / f"{name}.png")
+            charts.sweep_chart(same, title, folder / f"{name}-{same[0].swept}.png", TASKS[name].charted)
+            continue
+        for result in same:
+            cell = f"-{result.options['cell']}" if result.cell_chosen else ""
+            charts.loss_chart(result, title, folder / f"{name}{cell}.png")

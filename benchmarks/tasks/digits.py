@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from .batching import shuffled
 from .problem import Batch, Model, Options, Problem, Task, Training, accuracy
 
 
@@ -17,8 +18,7 @@ def build(o: Options) -> Problem:
     train_x, test_x = (np.ascontiguousarray(x.swapaxes(0, 1)) for x in (train_x, test_x))
 
     def batches(epoch):
-        order = np.random.default_rng([o.seed, epoch]).permutation(len(train_y))
-        parts = np.split(order, range(o.batch, len(order), o.batch))
+        parts = shuffled(len(train_y), o.batch, o.seed, epoch)
         return [Batch(np.ascontiguousarray(train_x[:, part]), train_y[part]) for part in parts]
 
     return Problem(

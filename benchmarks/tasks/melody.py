@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from .greedy import generate
 from .problem import Batch, Model, Options, Problem, Task, Training, one_batch
 
 # The first 16 notes of tunes in the public domain, each in a key that makes its first note its own.
@@ -16,15 +17,6 @@ PHRASES = {
     "London Bridge": "Bb4 C5 Bb4 Ab4 G4 Ab4 Bb4 F4 G4 Ab4 G4 Ab4 Bb4 Bb4 C5 Bb4",
 }
 NOTES = sorted({note for phrase in PHRASES.values() for note in phrase.split()})
-
-
-def generate(learner, start: np.ndarray, length: int) -> np.ndarray:
-    """Greedy melodies [length, B] from start tokens [B], one step at a time, the state carried along."""
-    melody, state = [start], None
-    for _ in range(length - 1):
-        scores, state = learner.predict(melody[-1][None], state=state)  # [1, B, notes]
-        melody.append(scores[0].argmax(-1))
-    return np.stack(melody)
 
 
 def build(o: Options) -> Problem:
@@ -44,14 +36,21 @@ def build(o: Options) -> Problem:
     )
 
 
-TASKS = [
-    Task(
-        name="melody",
+def variant(name: str, title: str, cell: str) -> Task:
+    return Task(
+        name=name,
         id="B7",
-        title="a melody from its first note",
+        title=title,
         reached_when="all phrases reproduced note by note",
-        options=dict(cell="RNN", hidden=64, lr=0.01, epochs=200, length=16),
+        options=dict(cell=cell, hidden=64, lr=0.003, epochs=300, length=16),
         build=build,
         numpy="forward",
+        cells=("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"),
+        charted="notes",
     )
+
+
+TASKS = [
+    variant("melody", "a melody from its first note", "RNN"),
+    variant("melody_cell", "the same with a cell in a Python loop", "RNNCell"),
 ]

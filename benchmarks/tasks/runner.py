@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
 
@@ -54,6 +55,7 @@ class Result:
     agreement_bound: float | None = None
     agreement_steps: int | None = None
     swept: str | None = None  # the option that varies from result to result
+    cell_chosen: bool = False  # whether the cell was asked for, be it the task's own
 
     @property
     def agrees(self) -> bool:
@@ -66,7 +68,7 @@ class Result:
 
 def run_task(
     task: Task,
-    backends: list[str],
+    backends: Sequence[str],
     seed: int | None = None,
     dtype: str = "float32",
     bar: bool = True,
@@ -74,9 +76,9 @@ def run_task(
 ) -> Result:
     """Train the task on those of the backends that it has.
 
-    Raises ValueError for an option that the task does not have, and if NumPy is to measure trained weights
-    but no backend trains them.
+    Raises ValueError as Task.check and check_trained do.
     """
+    check_trained(task, backends)
     seed = task.seed if seed is None else seed
     learners: dict[str, Learner] = {}
     result = Result(task.name, {**task.options, **options}, seed, dtype, {})
@@ -84,10 +86,6 @@ def run_task(
     for backend in (b for b in BACKENDS if b in backends and b in task.backends):
         problem = task.problem(backend, seed, dtype, **options)
         if backend == "numpy" and task.numpy == "forward":
-            if not learners:
-                raise ValueError(
-                    f"{task.name} on numpy measures trained weights: add backend torch or rnn_ext"
-                )
             result.runs[backend] = measure(numpy_twin(next(iter(learners.values())), problem), problem)
             continue
         make_learner(backend, problem, seed, dtype).step(
@@ -102,6 +100,13 @@ def run_task(
     replay(learners, result)
     compare(result)
     return result
+
+
+def check_trained(task: Task, backends: Sequence[str]) -> None:
+    """Raises ValueError if NumPy is to measure trained weights but no backend trains them."""
+    trained = [b for b in backends if b in task.backends and b != "numpy"]
+    if "numpy" in backends and task.numpy == "forward" and not trained:
+        raise ValueError(f"{task.name} on numpy measures trained weights: add backend torch or rnn_ext")
 
 
 def train(learner: Learner, problem: Problem, backend: str, epochs: int | None, title: str | None) -> Run:

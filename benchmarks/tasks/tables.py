@@ -63,8 +63,9 @@ def numpy_table(results: list[Result], style: str) -> str:
 
 
 def label(result: Result) -> str:
-    """The task's name, with the swept option where there is one."""
-    return result.task + (f", {result.swept} {result.options[result.swept]}" if result.swept else "")
+    """The task's name, with the cell where it was chosen and the swept option where there is one."""
+    cell = f", {result.options['cell']}" if result.cell_chosen else ""
+    return result.task + cell + (f", {result.swept} {result.options[result.swept]}" if result.swept else "")
 
 
 def measure_name(run: Run) -> str:
