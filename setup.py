@@ -56,7 +56,6 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         nvcc = cuda_compiler()
-        sanitize = os.environ.get("RNN_EXT_SANITIZE", "OFF")
         # Not build_temp: that is a new folder at every editable install, which would compile all of it again.
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         options = {
@@ -66,7 +65,8 @@ class CMakeBuild(build_ext):
             "RNN_EXT_TORCH": folder("torch"),
             "RNN_EXT_TORCH_VERSION": importlib.metadata.version("torch"),
             "RNN_EXT_VERSION": self.distribution.get_version(),
-            "RNN_EXT_SANITIZE": sanitize,
+            "RNN_EXT_SANITIZE": os.environ.get("RNN_EXT_SANITIZE", "OFF"),
+            "RNN_EXT_EMULATE_TILES": os.environ.get("RNN_EXT_EMULATE_TILES", "OFF"),
             "RNN_EXT_CUDA": "ON" if nvcc else "OFF",
         }
         if nvcc:

@@ -95,6 +95,12 @@ def test_the_library_carries_the_sanitizers_that_were_asked_for():
     assert _C.build_info()["sanitizers"] == ("address,undefined" if asked else "")
 
 
+@pytest.mark.sanitize
+def test_tiles_are_emulated_only_where_that_was_asked_for():
+    asked = os.environ.get("RNN_EXT_EMULATE_TILES") == "ON"
+    assert _C.build_info()["tiles"] == ("emulated" if asked else "native")
+
+
 # The package
 
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import rnn_ext
+from tests.strategies import EDGE_CASES
 from tests.subject import run_python
+from tests.test_isa import WIDE_CASES, check_against_float64
 from tests.tolerances import assert_close
 
 needs_tiles = pytest.mark.skipif(rnn_ext._C.isa() != "amx", reason="the instruction set in use has no AMX tiles")
@@ -64,6 +66,14 @@ def test_tiles_are_taken_for_large_batches_and_never_under_batch_invariant():
     assert rnn_ext.explain(layer.double(), x.double()).product == "fma"
     with rnn_ext.batch_invariant():
         assert rnn_ext.explain(layer.float(), x).product == "fma"
+
+
+@needs_tiles
+@pytest.mark.sanitize
+@pytest.mark.parametrize("case", [c for c in EDGE_CASES + WIDE_CASES if c.dtype != torch.float64], ids=str)
+def test_a_layer_on_tiles_is_right(case):
+    rnn_ext.set_float32_product("amx")
+    check_against_float64(case)
 
 
 @needs_tiles

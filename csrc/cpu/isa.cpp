@@ -28,21 +28,28 @@ unsigned saved_registers() {
 
 bool has(unsigned word, unsigned bits) { return (word & bits) == bits; }
 
-// AMX with bfloat16, and the AVX-512 conversions beside it. Linux gives a process the tile registers on request.
-bool has_amx(unsigned saved) {
-#if defined(__linux__)
+// AMX with bfloat16. Linux gives a process the tile registers on request.
+bool has_tiles([[maybe_unused]] unsigned saved) {
+#if defined(RNN_EXT_EMULATE_TILES)
+  return true;
+#elif defined(__linux__)
   constexpr unsigned tiles_saved = 0x60000;
-  constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24, avx512_bf16 = 1u << 5;
+  constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24;
   constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   unsigned a, b, c, d;
   if (!has(saved, tiles_saved)) return false;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !has(d, amx_bf16 | amx_tile)) return false;
-  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !has(a, avx512_bf16)) return false;
   return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 #else
-  (void)saved;
   return false;
 #endif
+}
+
+// The tiles, and the AVX-512 conversions that the code beside them uses.
+bool has_amx(unsigned saved) {
+  constexpr unsigned avx512_bf16 = 1u << 5;
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && has(a, avx512_bf16) && has_tiles(saved);
 }
 
 Isa probe() {

@@ -23,6 +23,9 @@ namespace {
 #include "../cells/gru.h"
 #include "product.h"
 #if defined(__AMX_BF16__)
+#if defined(RNN_EXT_EMULATE_TILES)
+#include "emulated_tiles.h"
+#endif
 #include "amx.h"
 #endif
 #include "layer.h"
