@@ -89,7 +89,7 @@ def point(cell: str, shape: tuple[int, int, int], dtype_name: str) -> dict:
     dy = torch.randn_like(x)
     mode = "RNN_TANH" if cell == "RNN" else cell
     result = {"cell": cell, "B": batch, "T": steps, "H": size, "dtype": dtype_name}
-    result["plan"] = torch.ops.rnn_ext.cuda_plan(mode, steps, batch, size, 1, dtype.itemsize, x.device.index)
+    result["plan"] = torch.ops.rnn_ext.cuda_plan(mode, steps, batch, size, 0, 1, dtype.itemsize, x.device.index, False)
 
     def forward(module):
         with torch.no_grad():

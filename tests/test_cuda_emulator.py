@@ -6,6 +6,7 @@ visible. tests/test_cuda_gpu.py shows it where there is a GPU.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 
@@ -21,9 +22,15 @@ from tests.tolerances import assert_close
 
 KINDS = ["stepwise", "grid", "cluster", "library"]
 HALVES = [torch.bfloat16, torch.float16]
-# A projection has no CUDA kernel.
-ON_CUDA = [layer for layer in LAYERS if not layer.projected]
-each_layer = pytest.mark.parametrize("layer", ON_CUDA, ids=str)
+TANH, RELU, PROJECTED, LSTM, GRU = LAYERS
+each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
+
+
+def each_layer_and_kind(kinds):
+    """A projection runs step by step alone."""
+    pairs = [(layer, kind) for layer in LAYERS for kind in kinds]
+    pairs = [(layer, kind) for layer, kind in pairs if not layer.projected or kind in ("stepwise", "library")]
+    return pytest.mark.parametrize("layer, kind", pairs, ids=str)
 
 
 class Emulator:
@@ -34,8 +41,19 @@ class Emulator:
         self.device()
         self.order(0)
 
-    def device(self, multiprocessors: int = 6, shared_bytes: int = 64 << 10, cluster_blocks: int = 4) -> None:
-        self.library.emulator_limits(multiprocessors, shared_bytes, cluster_blocks)
+    def device(
+        self,
+        multiprocessors: int = 6,
+        shared_bytes: int = 64 << 10,
+        cluster_blocks: int = 4,
+        workspace_bytes: int = 1 << 30,
+        at_once: int = 1 << 20,
+        refuses: bool = False,
+    ) -> None:
+        """workspace_bytes: for a chunk of steps; at_once: blocks that the device says can be alive; refuses: launches
+        of blocks that wait for each other."""
+        chip = (multiprocessors, shared_bytes, cluster_blocks)
+        self.library.emulator_limits(*chip, ctypes.c_int64(workspace_bytes), at_once, refuses)
 
     def order(self, order: int) -> None:
         """In which order threads run between two barriers: 0 ascending, 1 descending, 2 shuffled."""
@@ -91,7 +109,8 @@ def assert_equals_reference(emulator, layer, hidden_size, batch, dtype, ragged, 
     module = layer.make_ours(input_size, hidden_size, num_layers, bidirectional=bidirectional, dtype=dtype)
     rows = num_layers * (2 if bidirectional else 1)
     x = torch.randn(time, batch, input_size, dtype=dtype, requires_grad=True)
-    states = [torch.randn(rows, batch, hidden_size, dtype=dtype, requires_grad=True) for _ in layer.states]
+    shapes = layer.state_shapes(rows, batch, hidden_size)
+    states = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
     lengths = lengths_of(ragged, time, batch)
     before = emulator.launches
     if ragged:
@@ -122,10 +141,9 @@ def assert_equals_reference(emulator, layer, hidden_size, batch, dtype, ragged, 
         assert_close(actual, expected, dtype=dtype, scale=max(1.0, np.abs(expected).max(initial=0.0)))
 
 
-@pytest.mark.parametrize("kind", ["stepwise", "grid", "library"])
 @pytest.mark.parametrize("batch", [1, 7])
 @pytest.mark.parametrize("hidden_size", [1, 33, 130])
-@each_layer
+@each_layer_and_kind(["stepwise", "grid", "library"])
 def test_odd_sizes_equal_the_reference(emulator, layer, hidden_size, batch, kind):
     emulator.device(shared_bytes=227 << 10)
     emulator.plan(kind)
@@ -135,7 +153,7 @@ def test_odd_sizes_equal_the_reference(emulator, layer, hidden_size, batch, kind
 
 @pytest.mark.parametrize("batch", [1, 7])
 @pytest.mark.parametrize("hidden_size", [8, 40, 136])
-@each_layer
+@pytest.mark.parametrize("layer", [TANH, RELU, LSTM, GRU], ids=str)
 def test_clusters_equal_the_reference(emulator, layer, hidden_size, batch):
     emulator.device(shared_bytes=227 << 10)
     emulator.plan("cluster")
@@ -144,11 +162,10 @@ def test_clusters_equal_the_reference(emulator, layer, hidden_size, batch):
 
 @pytest.mark.sanitize
 @pytest.mark.parametrize("dtype", [torch.float64, *HALVES], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-@each_layer
+@each_layer_and_kind(KINDS)
 def test_every_dtype_equals_the_reference(emulator, layer, kind, dtype):
     if layer.options.get("nonlinearity") == "relu" and dtype in HALVES:
-        layer = ON_CUDA[0]  # rounding to 16 bits moves numbers across the kink
+        layer = TANH  # rounding to 16 bits moves numbers across the kink
     emulator.plan(kind)
     hidden_size = 24 if kind == "cluster" else 17
     assert_equals_reference(emulator, layer, hidden_size, 3, dtype, kind != "grid")
@@ -161,12 +178,11 @@ def test_every_product_of_sixteen_bit_types(emulator, product, dtype, batch):
     emulator.device(multiprocessors=40)
     emulator.plan("grid", product)
     assert ("registers" in plan("LSTM", 5, batch, 33, 2)) == (product == "held")
-    assert_equals_reference(emulator, ON_CUDA[2], 33, batch, dtype, False, bidirectional=False)
+    assert_equals_reference(emulator, LSTM, 33, batch, dtype, False, bidirectional=False)
 
 
 @pytest.mark.sanitize
-@pytest.mark.parametrize("kind", KINDS)
-@each_layer
+@each_layer_and_kind(KINDS)
 def test_layers_directions_dropout_and_lengths_give_what_the_cpu_kernels_give(emulator, layer, kind):
     emulator.plan(kind)
     size = 16 if kind == "cluster" else 13
@@ -184,7 +200,7 @@ def test_layers_directions_dropout_and_lengths_give_what_the_cpu_kernels_give(em
 @pytest.mark.parametrize("given", [False, True])
 @each_layer
 def test_any_one_gradient_alone(emulator, layer, wanted, given):
-    emulator.plan("grid")
+    emulator.plan("stepwise" if layer.projected else "grid")
     case = Case(layer, bias=False, given_state=given, wanted=frozenset({wanted}) if given or wanted != "h_0" else None)
     actual = case.run_ours()
     emulator.monkeypatch.undo()
@@ -200,7 +216,7 @@ def test_any_one_gradient_alone(emulator, layer, wanted, given):
 def test_the_order_of_threads_changes_no_bit(emulator, kind, order):
     """A barrier that is missing shows as a difference here."""
     emulator.plan(kind)
-    for layer in ON_CUDA[2:]:
+    for layer in (LSTM, GRU, *([PROJECTED] if kind in ("stepwise", "library") else [])):
         case = Case(layer, hidden_size=24, num_layers=2, bidirectional=True, form="unsorted", lengths=(4, 1, 3))
         emulator.order(0)
         expected = case.run_ours()
@@ -214,7 +230,7 @@ def test_the_order_of_threads_changes_no_bit(emulator, kind, order):
 def test_the_order_of_threads_changes_no_bit_where_tiles_are_small(emulator, kind):
     emulator.device(multiprocessors=3, shared_bytes=6 << 10)
     emulator.plan(kind)
-    for layer in ON_CUDA[2:]:
+    for layer in (LSTM, GRU):
         case, found = Case(layer, hidden_size=13, lengths=(3,) * 23), []
         for order in range(3):
             emulator.order(order)
@@ -229,12 +245,12 @@ def test_the_order_of_threads_changes_no_bit_where_tiles_are_small(emulator, kin
 def test_little_shared_memory_means_smaller_tiles(emulator, kind, shared_bytes):
     emulator.device(multiprocessors=24 if kind == "grid" else 6, shared_bytes=shared_bytes)
     emulator.plan(kind)
-    for layer in ON_CUDA[2:]:
+    for layer in (LSTM, GRU):
         assert_equals_reference(emulator, layer, 33 if kind == "stepwise" else 9, 40, torch.float32, True, False)
 
 
 def test_more_steps_than_one_launch_writes_into_the_tables(emulator):
-    case = Case(ON_CUDA[0], 1, 2, form="sorted", lengths=(1900, 903, 3))
+    case = Case(TANH, 1, 2, form="sorted", lengths=(1900, 903, 3))
     emulator.plan("grid")
     actual = case.run_ours()
     emulator.monkeypatch.undo()
@@ -246,7 +262,7 @@ def test_more_steps_than_one_launch_writes_into_the_tables(emulator):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("batch, hidden_size", [(1, 256), (8, 512), (16, 768), (64, 512)])
-@pytest.mark.parametrize("layer", ON_CUDA[2:], ids=str)
+@pytest.mark.parametrize("layer", [LSTM, GRU], ids=str)
 def test_the_plans_of_a_large_gpu_give_what_the_cpu_kernels_give(emulator, layer, batch, hidden_size, dtype):
     emulator.device(multiprocessors=132, shared_bytes=232_448, cluster_blocks=16)
     case = Case(layer, 16, hidden_size, dtype=dtype, lengths=(3,) * batch)
@@ -260,8 +276,8 @@ def test_the_plans_of_a_large_gpu_give_what_the_cpu_kernels_give(emulator, layer
 # Plans
 
 
-def plan(mode, T, B, H, storage_bytes):
-    return torch.ops.rnn_ext_emulated.cuda_plan(mode, T, B, H, 1, storage_bytes, 0)
+def plan(mode, T, B, H, storage_bytes, proj_size=0, invariant=False):
+    return torch.ops.rnn_ext_emulated.cuda_plan(mode, T, B, H, proj_size, 1, storage_bytes, 0, invariant)
 
 
 @pytest.mark.parametrize("storage_bytes", [2, 4, 8])
@@ -281,10 +297,10 @@ def test_what_fits_nowhere_runs_step_by_step(emulator):
 def test_a_plan_that_does_not_fit_is_an_error(emulator):
     emulator.plan("cluster")
     with pytest.raises(RuntimeError, match="does not fit this call"):
-        Case(ON_CUDA[0], hidden_size=7).run_ours()
+        Case(TANH, hidden_size=7).run_ours()
     emulator.plan("nothing")
     with pytest.raises(RuntimeError, match="RNN_EXT_CUDA_PLAN must be"):
-        Case(ON_CUDA[0], hidden_size=7).run_ours()
+        Case(TANH, hidden_size=7).run_ours()
 
 
 # The emulator itself, on kernels that are wrong on purpose
