@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+import rnn_ext
 from rnn_ext import ops, reference, route
 from tests import cuda_emulator
 from tests.subject import LAYERS, Case, named_outputs
@@ -273,7 +274,157 @@ def test_the_plans_of_a_large_gpu_give_what_the_cpu_kernels_give(emulator, layer
             assert_close(ours[name], cpu[name], scale=case.scale(name, cpu[name]))
 
 
+def results_of(case: Case) -> dict[str, torch.Tensor]:
+    outputs, gradients = case.run_ours()
+    return {**outputs, **{f"d{name}": gradient for name, gradient in gradients.items()}}
+
+
+@pytest.mark.sanitize
+@each_layer_and_kind(KINDS)
+def test_chunks_of_steps_give_what_all_steps_at_once_give(emulator, layer, kind):
+    emulator.plan(kind)
+    case = Case(layer, 5, 16, 2, dropout=0.4, bidirectional=True, form="unsorted", lengths=(7, 1, 4, 7))
+    whole, launches = results_of(case), []
+    for workspace_bytes in (1, 8 << 10):  # a step at a time, and two or three
+        emulator.device(workspace_bytes=workspace_bytes)
+        before = emulator.launches
+        found = results_of(case)
+        launches.append(emulator.launches - before)
+        for name, expected in whole.items():
+            assert_close(found[name], expected, scale=case.scale(name.removeprefix("d"), expected))
+    assert launches[0] > launches[1]
+
+
+# Independence of the batch
+
+
+INVARIANT = [(layer, kind) for layer in LAYERS for kind in ("", "stepwise", "library")]
+INVARIANT += [(layer, "cluster") for layer in (TANH, LSTM, GRU)]
+
+
+def alone_and_together(layer, dtype, hidden_size):
+    """y, states, dx, dh_0 and dc_0 of each of some sequences, by itself and in a batch of 19."""
+    lengths = [7, 2, 5, *[6] * 13, 1, 3, 7]
+    torch.manual_seed(0)
+    module = layer.make_ours(5, hidden_size, 2, bidirectional=True, dtype=dtype)
+    x = torch.randn(7, len(lengths), 5, dtype=dtype)
+    shapes = layer.state_shapes(4, len(lengths), hidden_size)
+    states = [torch.randn(shape, dtype=dtype) for shape in shapes]
+
+    def run(which):
+        leaves = [x[:, which].requires_grad_(), *(s[:, which].requires_grad_() for s in states)]
+        packed = pack_padded_sequence(leaves[0], [lengths[b] for b in which], enforce_sorted=False)
+        y, final = module(packed, layer.state(*leaves[1:]))
+        outputs = [pad_packed_sequence(y, total_length=7)[0], *named_outputs((None, final)).values()]
+        gradients = torch.autograd.grad(sum(out.double().square().sum() for out in outputs[:2]), leaves)
+        return [*outputs, *gradients]
+
+    together = run(list(range(len(lengths))))
+    for b in (0, 1, 9, 18):
+        yield [t[:, b] for t in together], [t[:, 0] for t in run([b])]
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("layer, kind", INVARIANT, ids=str)
+def test_under_batch_invariant_a_sequence_does_not_see_the_batch(emulator, layer, kind):
+    emulator.plan(kind)
+    emulator.device(workspace_bytes=20 << 10)  # other chunks for another batch
+    with rnn_ext.batch_invariant():
+        for together, alone in alone_and_together(layer, torch.float32, 24):
+            assert all(torch.equal(a, b) for a, b in zip(together, alone))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *HALVES], ids=str)
+@pytest.mark.parametrize("layer, kind", [(PROJECTED, ""), (GRU, "stepwise"), (GRU, "cluster")], ids=str)
+def test_batch_invariant_holds_for_every_dtype(emulator, layer, kind, dtype):
+    emulator.plan(kind)
+    with rnn_ext.batch_invariant():
+        for together, alone in alone_and_together(layer, dtype, 40):
+            assert all(torch.equal(a, b) for a, b in zip(together, alone))
+
+
+@each_layer
+def test_batch_invariant_results_equal_the_reference(emulator, layer):
+    emulator.device(shared_bytes=227 << 10)
+    with rnn_ext.batch_invariant():
+        for hidden_size in (1, 33, 130):
+            assert_equals_reference(emulator, layer, hidden_size, 7, torch.float32, True, num_layers=2)
+
+
+def test_without_batch_invariant_the_plan_may_follow_the_batch(emulator):
+    """Which is what makes the tests above able to fail."""
+    emulator.plan("stepwise")
+    pairs = list(alone_and_together(LSTM, torch.float32, 48))
+    assert not all(torch.equal(a, b) for together, alone in pairs for a, b in zip(together, alone))
+
+
+# float32 on the tensor cores
+
+
+def float32_errors(emulator, layer, hidden_size, batch) -> dict[str, float]:
+    """By product: the RMS error of y, states and input gradients against float64, over their size."""
+    case, errors = Case(layer, 40, hidden_size, lengths=(3,) * batch), {}
+    exact = [*(found := case.run_theirs(torch.float64))[0].values(), found[1]["x"]]
+    for product in ("fma", "fragments"):
+        emulator.plan("stepwise", product)
+        outputs, gradients = case.run_ours()
+        pairs = list(zip([*outputs.values(), gradients["x"]], exact))
+        squares = sum((a.double() - e).square().sum() for a, e in pairs) / sum(e.square().sum() for _, e in pairs)
+        errors[product] = squares.sqrt().item()
+    return errors
+
+
+@pytest.mark.parametrize("batch, hidden_size", [(8, 16), (9, 130), (24, 256)])
+@pytest.mark.parametrize("layer", [LSTM, GRU], ids=str)
+def test_three_products_of_tf32_are_as_close_to_float64_as_multiply_adds(emulator, layer, batch, hidden_size):
+    emulator.device(multiprocessors=24, shared_bytes=227 << 10)
+    errors = float32_errors(emulator, layer, hidden_size, batch)
+    assert 0 < errors["fragments"] < 2 * errors["fma"]
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("kind", ["stepwise", "grid", "cluster"])
+@pytest.mark.parametrize("batch, hidden_size", [(1, 8), (9, 24)])
+def test_float32_by_fragments_equals_the_reference(emulator, kind, batch, hidden_size):
+    emulator.plan(kind, "fragments")
+    assert "tensor cores" in plan("GRU", 5, batch, hidden_size, 4)
+    assert_equals_reference(emulator, GRU, hidden_size, batch, torch.float32, True)
+
+
+def test_float32_goes_to_the_tensor_cores_with_the_batch_and_never_under_fma(emulator, monkeypatch):
+    emulator.device(multiprocessors=132, shared_bytes=232_448, cluster_blocks=16)
+    assert plan("LSTM", 100, 64, 256, 4).count("tensor cores") == 2
+    assert "tensor cores" not in plan("LSTM", 100, 7, 256, 4)
+    monkeypatch.setenv("RNN_EXT_FLOAT32_PRODUCT", "fma")
+    assert "tensor cores" not in plan("LSTM", 100, 64, 256, 4)
+    assert "tensor cores" in plan("LSTM", 100, 64, 256, 2)
+
+
 # Plans
+
+
+@pytest.mark.parametrize("refusal", [{"at_once": 1}, {"refuses": True}], ids=["foreseen", "at the launch"])
+@pytest.mark.parametrize("invariant", [False, True])
+def test_blocks_that_cannot_all_be_there_run_step_by_step(emulator, refusal, invariant):
+    emulator.device(multiprocessors=132, shared_bytes=232_448, cluster_blocks=16)
+    assert "step by step" not in plan("LSTM", 6, 3, 64, 4, invariant=invariant)
+    case = Case(LSTM, hidden_size=64, num_layers=2, bidirectional=True, form="sorted", lengths=(5, 2, 2))
+    with rnn_ext.batch_invariant(invariant):
+        expected = results_of(case)
+        emulator.device(132, 232_448, 16, **refusal)
+        before = emulator.launches
+        found = results_of(case)
+    assert emulator.launches - before > 4 * 5  # a launch for every step of every layer, forward and backward
+    for name, value in expected.items():
+        assert_close(found[name], value, scale=case.scale(name.removeprefix("d"), value))
+
+
+def test_a_projection_runs_step_by_step_and_says_so(emulator):
+    assert plan("LSTM", 6, 3, 64, 4, proj_size=8).count("step by step: torch's products") == 2
+    assert plan("LSTM", 6, 3, 64, 4, proj_size=8, invariant=True).count("step by step: our products") == 2
+    emulator.plan("grid")
+    with pytest.raises(RuntimeError, match="does not fit this call"):
+        Case(PROJECTED).run_ours()
 
 
 def plan(mode, T, B, H, storage_bytes, proj_size=0, invariant=False):

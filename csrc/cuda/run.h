@@ -178,7 +178,7 @@ struct Run {
                            [&](const Tensor& to) { product(to, left, right); });
     }
     MultiplyRows p{multiply_geometry(M, N, K, types, on.limits, wish), a.data, b, out, a.stride, K, out_stride, M, N, K,
-                   type == storage, add};
+                   type == storage && type != compute, add};
     check(with_storage(call.dtype, [&](auto kernels) { return kernels.run(p, on.stream); }));
   }
 

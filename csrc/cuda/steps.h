@@ -126,9 +126,9 @@ struct StateGradients {
 struct MultiplyRows {
   Geometry g;
   const void *a, *b;  // S
-  void* out;          // T; S if `stored`
+  void* out;          // T, or S
   int64_t a_stride, b_stride, out_stride, M, N, K;
-  bool stored, add;
+  bool stored, add;  // `stored` where S is not T
 };
 
 // Writes the tables of a packed batch to device memory, a piece at a time. The numbers travel as arguments of the
