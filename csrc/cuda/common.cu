@@ -13,7 +13,7 @@ RNN_EXT_KERNEL(kThreads) write_tables(RNN_EXT_PARAM SequenceTables p) {
   }
 }
 
-const char* limits_of(int device, DeviceLimits& limits) {
+const char* use_device(int device, DeviceLimits& limits) {
   limits.threads = kThreads;
   return read_limits(device, &limits.multiprocessors, &limits.shared_bytes, &limits.cluster_blocks,
                      &limits.workspace_bytes);

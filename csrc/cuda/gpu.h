@@ -123,14 +123,15 @@ inline const char* text_of(cudaError_t code) {
   return cudaGetErrorString(code);
 }
 
-// Multiprocessors, shared memory that a block can have, blocks of the largest cluster, memory for a chunk of steps. Null,
-// or what went wrong.
+// Makes the device current, for the CUDA runtime that this library has of its own too. Of the device: multiprocessors,
+// shared memory that a block can have, blocks of the largest cluster, memory for a chunk of steps. Null, or what went wrong.
 inline const char* read_limits(int device, int* multiprocessors, int* shared_bytes, int* cluster_blocks,
                                int64_t* workspace_bytes) {
   *workspace_bytes = int64_t(256) << 20;
   int major = 0;
   const auto read = [&](int* value, cudaDeviceAttr attribute) { return cudaDeviceGetAttribute(value, attribute, device); };
-  cudaError_t code = read(multiprocessors, cudaDevAttrMultiProcessorCount);
+  cudaError_t code = cudaSetDevice(device);
+  if (code == cudaSuccess) code = read(multiprocessors, cudaDevAttrMultiProcessorCount);
   if (code == cudaSuccess) code = read(shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   if (code == cudaSuccess) code = read(&major, cudaDevAttrComputeCapabilityMajor);
   *cluster_blocks = major == 9 || major == 10 ? 16 : major > 10 ? 8 : 0;

@@ -27,7 +27,8 @@ extern template struct Kernels<double>;
 extern template struct Kernels<bfloat16>;
 extern template struct Kernels<float16>;
 
-const char* limits_of(int device, DeviceLimits& limits);
+// Makes the device current and reads what it can do.
+const char* use_device(int device, DeviceLimits& limits);
 const char* set_to_zero(void* memory, size_t bytes, void* stream);
 const char* write_tables_of(const SequenceTables& args, void* stream);
 

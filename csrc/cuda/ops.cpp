@@ -24,8 +24,9 @@ std::string plan_of(std::string mode, int64_t T, int64_t B, int64_t H, int64_t p
                     int64_t device, bool batch_invariant) {
   const int cell = cell_of(mode);
   STD_TORCH_CHECK(cell >= 0, "rnn_ext: no cell of mode ", mode);
+  const Guard guard{int32_t(device)};
   DeviceLimits limits;
-  check(limits_of(int(device), limits));
+  check(use_device(int(device), limits));
   Sequences seq;
   seq.T = T, seq.B = B, seq.R = T * B;
   const Shape shape{1, H, proj_size > 0 ? proj_size : H, 1, D, true, proj_size > 0};

@@ -12,27 +12,36 @@ namespace rnn_ext::cuda {
 // Not "rnn_ext:", which in Python means arguments that torch's own operator may take.
 inline void check(const char* error) { STD_TORCH_CHECK(error == nullptr, "rnn_ext CUDA kernels: ", error); }
 
-// Makes the tensors' device current for as long as it lives.
-class OnDevice {
+// Makes a device current for as long as it lives.
+class Guard {
  public:
-  explicit OnDevice(const Tensor& x) : device(x.get_device_index()) {
+  explicit Guard([[maybe_unused]] int32_t device) {
 #if !defined(RNN_EXT_CUDA_EMULATOR)
-    TORCH_ERROR_CODE_CHECK(aoti_torch_create_device_guard(device, &guard));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_create_device_guard(device, &handle));
 #endif
-    check(limits_of(device, limits));
   }
-  OnDevice(const OnDevice&) = delete;
-  ~OnDevice() {
-    if (guard) aoti_torch_delete_device_guard(guard);
+  Guard(const Guard&) = delete;
+  ~Guard() {
+    if (handle) aoti_torch_delete_device_guard(handle);
   }
-
-  int32_t device;
-  void* stream = nullptr;
-  DeviceLimits limits;
 
  private:
-  DeviceGuardHandle guard = nullptr;
+  DeviceGuardHandle handle = nullptr;
+};
+
+// The tensors' device, current for as long as it lives, and the stream that torch works on there.
+struct OnDevice {
+  explicit OnDevice(const Tensor& x) : device(x.get_device_index()), guard(device) {
+#if !defined(RNN_EXT_CUDA_EMULATOR)
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+#endif
+    check(use_device(device, limits));
+  }
+
+  const int32_t device;
+  const Guard guard;
+  void* stream = nullptr;
+  DeviceLimits limits;
 };
 
 template <class Do>
@@ -221,16 +230,20 @@ struct Run {
  private:
   LoopShape types;  // and sizes of the time loop
 
+  // The plan, or the next one where the device says that not all of its blocks can be there at once.
   template <class Args>
-  void choose(Args& a, const Wish& by) {
-    a.g = make_geometry(types, on.limits, by);
-    STD_TORCH_CHECK(a.g.units > 0, "rnn_ext CUDA kernels: the plan that RNN_EXT_CUDA_PLAN asks for does not fit this call");
-    bool fits = false;
-    check(with_storage(call.dtype, [&](auto kernels) { return kernels.prepare(call.cell, a, fits); }));
-    if (fits || !a.g.persistent) return;
-    STD_TORCH_CHECK(by.kind == Kind::automatic, "rnn_ext CUDA kernels: the device cannot run the plan that ",
-                    "RNN_EXT_CUDA_PLAN asks for");
-    step_by_step(a);
+  void choose(Args& a, Wish by) {
+    DeviceLimits limits = on.limits;
+    for (bool fits = false; !fits;) {
+      a.g = make_geometry(types, limits, by);
+      STD_TORCH_CHECK(a.g.units > 0, "rnn_ext CUDA kernels: the plan that RNN_EXT_CUDA_PLAN asks for does not fit this call");
+      check(with_storage(call.dtype, [&](auto kernels) { return kernels.prepare(call.cell, a, fits); }));
+      fits = fits || !a.g.persistent;
+      STD_TORCH_CHECK(fits || by.kind == Kind::automatic, "rnn_ext CUDA kernels: the device cannot run the plan that ",
+                      "RNN_EXT_CUDA_PLAN asks for");
+      if (a.g.cluster) limits.cluster_blocks = 0;
+      else by.kind = Kind::stepwise;
+    }
   }
   template <class Args>
   void step_by_step(Args& a) {
