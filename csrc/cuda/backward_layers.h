@@ -49,7 +49,9 @@ class BackwardLayers {
     if (!run.shape.projected) a.given = given;
     x = args.gradients ? run.input(l, l > 0 ? output(l - 1) : nullptr) : Rows{};
     dx = l > 0 ? dx_below[(l - 1) % 2] : args.dx;
-    if (dx && D > 1) check(set_to_zero(dx, size_t(R * I) * Run::bytes_of(run.compute), run.on.stream));
+    // Chunk by chunk the directions come to a row of dx in either order.
+    from_zero = D > 1 && (each < T || run.wish.invariant);
+    if (dx && from_zero) check(set_to_zero(dx, size_t(R * I) * Run::bytes_of(run.compute), run.on.stream));
 
     // Steps of the loop count from the last one.
     for (int64_t begin = 0; begin < T; begin += each) {
@@ -110,8 +112,8 @@ class BackwardLayers {
     const int64_t I = run.inputs(l), n = rows.count;
     void *of_x = gate_rows(a.da_x, d, rows.first), *of_h = gate_rows(a.da_h, d, rows.first);
     if (dx)
-      run.multiply(Run::offset(dx, rows.first * I, run.compute), I, run.compute, {of_x, G * H}, W_ih[d], n, I, G * H, D > 1,
-                   run.wish.invariant);
+      run.multiply(Run::offset(dx, rows.first * I, run.compute), I, run.compute, {of_x, G * H}, W_ih[d], n, I, G * H,
+                   from_zero || d > 0, run.wish.invariant);
     if (!args.gradients) return;
     const LayerGradients& out = args.gradients[l * D + d];
     const Tensor da_x = rows_of(of_x, n, G * H), da_h = rows_of(of_h, n, G * H);
@@ -147,6 +149,7 @@ class BackwardLayers {
   OutputGradients given;
   Rows x;    // of this layer, as is all that follows
   void* dx;  // compute type [R, inputs] or null
+  bool from_zero;  // whether both directions add to it
   const void *W_ih[2] = {}, *W_hr[2] = {};  // transposed
   void *step_product[2] = {}, *state_product[2] = {}, *dh[2] = {}, *dh_0[2] = {}, *previous = nullptr;
   void* dx_below[2] = {};
