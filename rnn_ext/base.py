@@ -91,7 +91,7 @@ class Recurrent(nn.RNNBase):
             )
         if states is not None:
             self._check_sizes(input, states, batch_sizes)
-        return "no CUDA kernel for a projection" if self.proj_size and input.is_cuda else None
+        return None
 
     def _masks(self, x: Tensor) -> list[Tensor]:
         """Dropout masks between the layers, drawn from torch's generator in torch's order."""

@@ -79,10 +79,12 @@ def explain(
     else:
         steps, batch, rows = len(call.batch_sizes), int(call.batch_sizes[0]), call.input.shape[0]
     if call.input.is_cuda:
-        directions, sizes = 2 if call.stack.bidirectional else 1, (steps, batch, module.hidden_size)
-        device = (call.input.dtype.itemsize, call.input.get_device())
-        plan = torch.ops.rnn_ext.cuda_plan(call.stack.mode, *sizes, directions, *device)
-        return Explanation("kernel", "as the weights fit on the chip", plan, "cuda", 1, None)
+        projection = getattr(module, "proj_size", 0)
+        sizes = (steps, batch, module.hidden_size, projection, 2 if call.stack.bidirectional else 1)
+        device = (call.input.dtype.itemsize, call.input.get_device(), settings.is_batch_invariant())
+        plan = torch.ops.rnn_ext.cuda_plan(call.stack.mode, *sizes, *device)
+        reason = "a projection runs step by step" if projection else "as the weights fit on the chip"
+        return Explanation("kernel", reason, plan, "cuda", 1, None)
     plan, threads_of_call, product = _C.plan(
         call.stack.mode,
         steps,

@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.cuda_emulator.device import emulator, emulator_library, sources  # noqa: F401  fixtures
+
 # Derandomized: the same examples in every run. More of them: pytest --hypothesis-profile=thorough.
 COMMON = dict(derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), print_blob=False)
 settings.register_profile("quick", max_examples=300, **COMMON)

@@ -6,126 +6,29 @@ visible. tests/test_cuda_gpu.py shows it where there is a GPU.
 
 from __future__ import annotations
 
-import os
-import subprocess
-
-import numpy as np
 import pytest
 import torch
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from rnn_ext import ops, reference, route
-from tests import cuda_emulator
-from tests.subject import LAYERS, Case, named_outputs
+from tests.cuda_emulator.device import (
+    GRU,
+    HALVES,
+    KINDS,
+    LSTM,
+    PROJECTED,
+    RELU,
+    TANH,
+    assert_equals_reference,
+    each_layer,
+    each_layer_and_kind,
+    plan,
+)
+from tests.subject import Case
 from tests.tolerances import assert_close
 
-KINDS = ["stepwise", "grid", "cluster", "library"]
-HALVES = [torch.bfloat16, torch.float16]
-# A projection has no CUDA kernel.
-ON_CUDA = [layer for layer in LAYERS if not layer.projected]
-each_layer = pytest.mark.parametrize("layer", ON_CUDA, ids=str)
 
-
-class Emulator:
-    """The device that the operators see."""
-
-    def __init__(self, library, monkeypatch) -> None:
-        self.library, self.monkeypatch = library, monkeypatch
-        self.device()
-        self.order(0)
-
-    def device(self, multiprocessors: int = 6, shared_bytes: int = 64 << 10, cluster_blocks: int = 4) -> None:
-        self.library.emulator_limits(multiprocessors, shared_bytes, cluster_blocks)
-
-    def order(self, order: int) -> None:
-        """In which order threads run between two barriers: 0 ascending, 1 descending, 2 shuffled."""
-        self.library.emulator_order(order)
-
-    def plan(self, kind: str, product: str = "") -> None:
-        self.monkeypatch.setenv("RNN_EXT_CUDA_PLAN", kind)
-        self.monkeypatch.setenv("RNN_EXT_CUDA_PRODUCT", product)
-
-    @property
-    def launches(self) -> int:
-        return self.library.emulator_launches()
-
-
-@pytest.fixture(scope="session")
-def sources():
-    if not (cuda_emulator.ROOT / "csrc").exists():
-        pytest.skip("the sources of the kernels are not beside these tests")
-
-
-@pytest.fixture(scope="session")
-def emulator_library(sources):
-    return cuda_emulator.library()
-
-
-@pytest.fixture
-def emulator(emulator_library, monkeypatch):
-    """The layers of this test run on the emulated kernels."""
-    emulated = torch.ops.rnn_ext_emulated
-    monkeypatch.setattr(ops, "_forward_op", emulated.rnn_forward.default)
-    monkeypatch.setattr(ops, "_backward_op", emulated.rnn_backward.default)
-    monkeypatch.setattr(route, "_KERNEL_DTYPES", (*route._KERNEL_DTYPES, torch.float16))
-    monkeypatch.delenv("RNN_EXT_CUDA_PLAN", raising=False)
-    monkeypatch.delenv("RNN_EXT_CUDA_PRODUCT", raising=False)
-    return Emulator(emulator_library, monkeypatch)
-
-
-def reference_cell(layer):
-    if layer.ours.__name__ == "RNN":
-        name = layer.options["nonlinearity"]
-        return reference.RNNCell(reference.tanh if name == "tanh" else reference.relu)
-    return {"LSTM": reference.LSTMCell, "GRU": reference.GRUCell}[layer.ours.__name__]()
-
-
-def lengths_of(ragged: bool, time: int, batch: int) -> list[int]:
-    return [1 + (3 * b + 1) % time for b in range(batch)] if ragged else [time] * batch
-
-
-def assert_equals_reference(emulator, layer, hidden_size, batch, dtype, ragged, bidirectional=True, num_layers=1):
-    """Output, final states and all gradients against backpropagation through time in float64."""
-    time, input_size = 5, 3
-    torch.manual_seed(hidden_size + batch)
-    module = layer.make_ours(input_size, hidden_size, num_layers, bidirectional=bidirectional, dtype=dtype)
-    rows = num_layers * (2 if bidirectional else 1)
-    x = torch.randn(time, batch, input_size, dtype=dtype, requires_grad=True)
-    states = [torch.randn(rows, batch, hidden_size, dtype=dtype, requires_grad=True) for _ in layer.states]
-    lengths = lengths_of(ragged, time, batch)
-    before = emulator.launches
-    if ragged:
-        packed, final = module(pack_padded_sequence(x, lengths, enforce_sorted=False), layer.state(*states))
-        y = pad_packed_sequence(packed, total_length=time)[0]
-    else:
-        y, final = module(x, layer.state(*states))
-    outputs = list(named_outputs((y, final)).values())
-    d_outputs = [torch.randn_like(out) for out in outputs]
-    torch.autograd.backward(outputs, d_outputs)
-    assert emulator.launches > before + 1, "torch's own operator ran instead of the kernels"
-
-    def exact(t):
-        return t.detach().double().numpy()
-
-    params = {name: exact(weight) for name, weight in module.named_parameters()}
-    start = tuple(exact(s) for s in states)
-    y_ref, final_ref, tape = reference.forward(reference_cell(layer), exact(x), params, start, lengths)
-    d_y, *d_final = (exact(d) for d in d_outputs)
-    inside = np.arange(time)[:, None] < np.array(lengths)
-    dx, d_start, d_params = reference.backward(tape, d_y * inside[..., None], tuple(d_final))
-
-    for actual, expected in zip(outputs, [y_ref, *final_ref], strict=True):
-        assert_close(actual, expected, dtype=dtype)
-    gradients = [(x.grad, dx), *zip((s.grad for s in states), d_start, strict=True)]
-    gradients += [(weight.grad, d_params[name]) for name, weight in module.named_parameters()]
-    for actual, expected in gradients:
-        assert_close(actual, expected, dtype=dtype, scale=max(1.0, np.abs(expected).max(initial=0.0)))
-
-
-@pytest.mark.parametrize("kind", ["stepwise", "grid", "library"])
 @pytest.mark.parametrize("batch", [1, 7])
 @pytest.mark.parametrize("hidden_size", [1, 33, 130])
-@each_layer
+@each_layer_and_kind(["stepwise", "grid", "library"])
 def test_odd_sizes_equal_the_reference(emulator, layer, hidden_size, batch, kind):
     emulator.device(shared_bytes=227 << 10)
     emulator.plan(kind)
@@ -135,7 +38,7 @@ def test_odd_sizes_equal_the_reference(emulator, layer, hidden_size, batch, kind
 
 @pytest.mark.parametrize("batch", [1, 7])
 @pytest.mark.parametrize("hidden_size", [8, 40, 136])
-@each_layer
+@pytest.mark.parametrize("layer", [TANH, RELU, LSTM, GRU], ids=str)
 def test_clusters_equal_the_reference(emulator, layer, hidden_size, batch):
     emulator.device(shared_bytes=227 << 10)
     emulator.plan("cluster")
@@ -144,11 +47,10 @@ def test_clusters_equal_the_reference(emulator, layer, hidden_size, batch):
 
 @pytest.mark.sanitize
 @pytest.mark.parametrize("dtype", [torch.float64, *HALVES], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-@each_layer
+@each_layer_and_kind(KINDS)
 def test_every_dtype_equals_the_reference(emulator, layer, kind, dtype):
     if layer.options.get("nonlinearity") == "relu" and dtype in HALVES:
-        layer = ON_CUDA[0]  # rounding to 16 bits moves numbers across the kink
+        layer = TANH  # rounding to 16 bits moves numbers across the kink
     emulator.plan(kind)
     hidden_size = 24 if kind == "cluster" else 17
     assert_equals_reference(emulator, layer, hidden_size, 3, dtype, kind != "grid")
@@ -161,12 +63,11 @@ def test_every_product_of_sixteen_bit_types(emulator, product, dtype, batch):
     emulator.device(multiprocessors=40)
     emulator.plan("grid", product)
     assert ("registers" in plan("LSTM", 5, batch, 33, 2)) == (product == "held")
-    assert_equals_reference(emulator, ON_CUDA[2], 33, batch, dtype, False, bidirectional=False)
+    assert_equals_reference(emulator, LSTM, 33, batch, dtype, False, bidirectional=False)
 
 
 @pytest.mark.sanitize
-@pytest.mark.parametrize("kind", KINDS)
-@each_layer
+@each_layer_and_kind(KINDS)
 def test_layers_directions_dropout_and_lengths_give_what_the_cpu_kernels_give(emulator, layer, kind):
     emulator.plan(kind)
     size = 16 if kind == "cluster" else 13
@@ -184,7 +85,7 @@ def test_layers_directions_dropout_and_lengths_give_what_the_cpu_kernels_give(em
 @pytest.mark.parametrize("given", [False, True])
 @each_layer
 def test_any_one_gradient_alone(emulator, layer, wanted, given):
-    emulator.plan("grid")
+    emulator.plan("stepwise" if layer.projected else "grid")
     case = Case(layer, bias=False, given_state=given, wanted=frozenset({wanted}) if given or wanted != "h_0" else None)
     actual = case.run_ours()
     emulator.monkeypatch.undo()
@@ -200,7 +101,7 @@ def test_any_one_gradient_alone(emulator, layer, wanted, given):
 def test_the_order_of_threads_changes_no_bit(emulator, kind, order):
     """A barrier that is missing shows as a difference here."""
     emulator.plan(kind)
-    for layer in ON_CUDA[2:]:
+    for layer in (LSTM, GRU, *([PROJECTED] if kind in ("stepwise", "library") else [])):
         case = Case(layer, hidden_size=24, num_layers=2, bidirectional=True, form="unsorted", lengths=(4, 1, 3))
         emulator.order(0)
         expected = case.run_ours()
@@ -214,7 +115,7 @@ def test_the_order_of_threads_changes_no_bit(emulator, kind, order):
 def test_the_order_of_threads_changes_no_bit_where_tiles_are_small(emulator, kind):
     emulator.device(multiprocessors=3, shared_bytes=6 << 10)
     emulator.plan(kind)
-    for layer in ON_CUDA[2:]:
+    for layer in (LSTM, GRU):
         case, found = Case(layer, hidden_size=13, lengths=(3,) * 23), []
         for order in range(3):
             emulator.order(order)
@@ -229,12 +130,12 @@ def test_the_order_of_threads_changes_no_bit_where_tiles_are_small(emulator, kin
 def test_little_shared_memory_means_smaller_tiles(emulator, kind, shared_bytes):
     emulator.device(multiprocessors=24 if kind == "grid" else 6, shared_bytes=shared_bytes)
     emulator.plan(kind)
-    for layer in ON_CUDA[2:]:
+    for layer in (LSTM, GRU):
         assert_equals_reference(emulator, layer, 33 if kind == "stepwise" else 9, 40, torch.float32, True, False)
 
 
 def test_more_steps_than_one_launch_writes_into_the_tables(emulator):
-    case = Case(ON_CUDA[0], 1, 2, form="sorted", lengths=(1900, 903, 3))
+    case = Case(TANH, 1, 2, form="sorted", lengths=(1900, 903, 3))
     emulator.plan("grid")
     actual = case.run_ours()
     emulator.monkeypatch.undo()
@@ -246,7 +147,7 @@ def test_more_steps_than_one_launch_writes_into_the_tables(emulator):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("batch, hidden_size", [(1, 256), (8, 512), (16, 768), (64, 512)])
-@pytest.mark.parametrize("layer", ON_CUDA[2:], ids=str)
+@pytest.mark.parametrize("layer", [LSTM, GRU], ids=str)
 def test_the_plans_of_a_large_gpu_give_what_the_cpu_kernels_give(emulator, layer, batch, hidden_size, dtype):
     emulator.device(multiprocessors=132, shared_bytes=232_448, cluster_blocks=16)
     case = Case(layer, 16, hidden_size, dtype=dtype, lengths=(3,) * batch)
@@ -255,83 +156,3 @@ def test_the_plans_of_a_large_gpu_give_what_the_cpu_kernels_give(emulator, layer
     for ours, cpu in zip(actual, case.run_ours()):
         for name in cpu:
             assert_close(ours[name], cpu[name], scale=case.scale(name, cpu[name]))
-
-
-# Plans
-
-
-def plan(mode, T, B, H, storage_bytes):
-    return torch.ops.rnn_ext_emulated.cuda_plan(mode, T, B, H, 1, storage_bytes, 0)
-
-
-@pytest.mark.parametrize("storage_bytes", [2, 4, 8])
-@pytest.mark.parametrize("mode", ["RNN_TANH", "LSTM", "GRU"])
-def test_small_weights_stay_on_the_chip(emulator, mode, storage_bytes):
-    emulator.device(multiprocessors=132, shared_bytes=232_448, cluster_blocks=16)
-    for batch, hidden_size in [(1, 256), (8, 512), (64, 512)]:
-        text = plan(mode, 500, batch, hidden_size, storage_bytes)
-        assert "step by step" not in text, text
-
-
-def test_what_fits_nowhere_runs_step_by_step(emulator):
-    emulator.device(multiprocessors=132, shared_bytes=232_448, cluster_blocks=16)
-    assert plan("LSTM", 10, 8, 20_000, 4).count("step by step") == 2
-
-
-def test_a_plan_that_does_not_fit_is_an_error(emulator):
-    emulator.plan("cluster")
-    with pytest.raises(RuntimeError, match="does not fit this call"):
-        Case(ON_CUDA[0], hidden_size=7).run_ours()
-    emulator.plan("nothing")
-    with pytest.raises(RuntimeError, match="RNN_EXT_CUDA_PLAN must be"):
-        Case(ON_CUDA[0], hidden_size=7).run_ours()
-
-
-# The emulator itself, on kernels that are wrong on purpose
-
-
-@pytest.fixture(scope="session")
-def wrong_kernels(sources):
-    return cuda_emulator.compiled(cuda_emulator.HERE / "wrong_kernels.cpp", ["-fsanitize=address"])
-
-
-def run_wrong(program, kernel: str) -> subprocess.CompletedProcess:
-    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    environment["ASAN_OPTIONS"] = "detect_leaks=0"
-    return subprocess.run([program, kernel], capture_output=True, text=True, timeout=60, env=environment)
-
-
-@pytest.mark.parametrize(
-    "kernel, said",
-    [
-        ("divergent_barrier", "divergent barrier"),
-        ("barriers_in_different_places", "divergent barrier"),
-        ("divergent_shuffle", "divergent barrier"),
-        ("deadlock", "deadlock"),
-        ("waits_for_a_later_block", "deadlock"),
-        ("peer_that_has_ended", "has ended"),
-        ("too_much_shared_memory", "bytes of shared memory"),
-        ("too_many_blocks", "more blocks than can be alive"),
-    ],
-)
-def test_the_emulator_refuses(wrong_kernels, kernel, said):
-    result = run_wrong(wrong_kernels, kernel)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("cuda_emulator: ") and said in result.stdout
-
-
-@pytest.mark.parametrize("place", ["shared_read", "shared_write", "global_read"])
-def test_the_address_sanitizer_sees_accesses_past_the_end(wrong_kernels, place):
-    result = run_wrong(wrong_kernels, f"{place}_past_the_end")
-    assert result.returncode != 0
-    assert "AddressSanitizer: heap-buffer-overflow" in result.stderr
-
-
-@pytest.mark.parametrize("kernel", ["reads_what_nobody_wrote", "missing_barrier"])
-def test_reads_before_writes_give_nan(wrong_kernels, kernel):
-    assert "nan" in run_wrong(wrong_kernels, kernel).stdout
-
-
-@pytest.mark.parametrize("kernel, result", [("right", "64"), ("a_cooperative_launch_may_wait", "0")])
-def test_the_emulator_lets_right_kernels_pass(wrong_kernels, kernel, result):
-    assert run_wrong(wrong_kernels, kernel).stdout.strip() == result

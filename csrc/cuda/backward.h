@@ -1,6 +1,8 @@
 // Backward of one layer's time loop:  dh_t = dy_t + W_hh^T da_{t+1},  da_t = cell.backward(h_t, dh_t),  both directions
-// in one launch. The step after the last one makes the gradients of the initial states.
+// in one launch. The step after the last one makes the gradients of the initial states. Where h is projected, the product
+// is the gradient of the cell's output, made ahead of the launch.
 #pragma once
+#include "around.h"
 #include "block.h"
 #include "cells.h"
 
@@ -14,7 +16,7 @@ RNN_EXT_KERNEL(kThreads) backward_steps(RNN_EXT_PARAM BackwardSteps p) {
   const int H = int(p.H);
   BlockWork<S, kHeld> work(p, G * H, 1, 1);
   const int d = work.direction, units = work.units, first_unit = work.first_unit;
-  const int64_t first_sequence = work.first_sequence, outputs = p.D * H;
+  const int64_t first_sequence = work.first_sequence, outputs = p.D * p.P;
 
   const auto weight_row = [&](int r) { return static_cast<const S*>(p.W[d]) + int64_t(first_unit + r) * G * H; };
   const auto in_state = [&](int i, int u) { return (first_sequence + i) * H + first_unit + u; };
@@ -36,12 +38,7 @@ RNN_EXT_KERNEL(kThreads) backward_steps(RNN_EXT_PARAM BackwardSteps p) {
       T dh = 0;
       if (b < active) {
         const int64_t at = (row + b) * outputs + d * H + first_unit + u;
-        if (p.dy) dh = widen(static_cast<const S*>(p.dy)[at]);
-        if (p.dy_above) {
-          dh = static_cast<const T*>(p.dy_above)[at];
-          if (p.mask) dh *= widen(static_cast<const S*>(p.mask)[at]);
-        }
-        if (b >= next) dh += in_state_or_zero(p.dh_n[d], b, u);
+        if (!p.projected) dh = given_gradient<S>(p.given, d, at, b >= next ? in_state(b, u) : -1);
       }
       work.sums[i] = dh;
       if (!kCarries) continue;
@@ -52,18 +49,16 @@ RNN_EXT_KERNEL(kThreads) backward_steps(RNN_EXT_PARAM BackwardSteps p) {
 
     for (int first = 0; first < here; first += p.g.tile) {
       const int count = smaller(p.g.tile, here - first);
-      if (first < next && !p.g.library) {
-        const int64_t later = work.first_row(s + 1) + first_sequence + first;
-        const auto da_later = [&](int i) {
-          return static_cast<const S*>(p.da_h) + ((later + i) * p.D + d) * G * H;
-        };
+      if (first < next && !p.g.apart) {
+        const int64_t later = work.first_row(s + 1) - p.chunk_row[d] + first_sequence + first;
+        const auto da_later = [&](int i) { return static_cast<const S*>(p.da_h[d]) + (later + i) * G * H; };
         work.multiply(smaller(count, next - first), weight_row, da_later, [&](int) { return p.g.cluster && loaded; });
       }
       for (int i = first * units + thread(); i < (first + count) * units; i += threads()) {
         const int b = i / units, u = i % units;
         T dh = work.sums[i], carry = work.carry[i];
-        if (b < next)
-          dh += p.g.library ? work.library_product(b, first_unit + u, H) : work.product_of(b - first, u);
+        if (b < (p.projected ? active : next))
+          dh += p.g.apart ? work.product_apart(b, first_unit + u, H) : work.product_of(b - first, u);
         if (Cell::carry == Carry::hidden) dh += carry;
         if (b >= active) {  // its first step was s + 1
           if (p.dh_0[d]) static_cast<T*>(p.dh_0[d])[in_state(b, u)] = dh;
@@ -71,18 +66,19 @@ RNN_EXT_KERNEL(kThreads) backward_steps(RNN_EXT_PARAM BackwardSteps p) {
           continue;
         }
         T kept[Cell::tape + 1], da[C];
-        const S* tape = static_cast<const S*>(p.tape[d]) + (row + b) * Cell::tape * H + first_unit + u;
+        const S* tape = static_cast<const S*>(p.tape[d]) + (row + b) * (Cell::tape + p.projected) * H + first_unit + u;
         RNN_EXT_UNROLL
         for (int k = 0; k < Cell::tape; ++k) kept[k] = widen(tape[k * H]);
-        const T h = widen(static_cast<const S*>(p.y)[(row + b) * outputs + d * H + first_unit + u]);
+        const T h = widen(p.projected ? tape[Cell::tape * H]
+                                      : static_cast<const S*>(p.y)[(row + b) * outputs + d * H + first_unit + u]);
         Cell::backward(kept, h, dh, carry, da);
         work.carry[i] = carry;
-        const int64_t at = ((row + b) * p.D + d) * G * H + first_unit + u;
+        const int64_t at = (row + b - p.chunk_row[d]) * G * H + first_unit + u;
         RNN_EXT_UNROLL
         for (int gate = 0; gate < G; ++gate) {
-          static_cast<S*>(p.da_x)[at + gate * H] = narrow<S>(da[gate]);
+          static_cast<S*>(p.da_x[d])[at + gate * H] = narrow<S>(da[gate]);
           const S of_h = narrow<S>(da[Cell::hidden_column(gate)]);
-          if (C > G) static_cast<S*>(p.da_h)[at + gate * H] = of_h;
+          if (C > G) static_cast<S*>(p.da_h[d])[at + gate * H] = of_h;
           if (p.g.cluster) work.next_row(b)[gate * H + first_unit + u] = of_h;
         }
         if (kCarries && step + 1 == p.end) static_cast<T*>(p.carry[d])[in_state(b, u)] = carry;

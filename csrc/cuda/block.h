@@ -1,8 +1,8 @@
-// What forward and backward share on one block: which units and sequences are its own, how rows come into shared
-// memory, and how the blocks of a group learn each other's results.
+// What forward and backward share on one block: which units and sequences are its own, its product, and how the blocks of
+// a group learn each other's results.
 #pragma once
 #include "product.h"
-#include "steps.h"
+#include "staging.h"
 
 namespace rnn_ext::cuda {
 
@@ -51,30 +51,10 @@ struct BlockWork {
     return n < 0 ? 0 : n < g.sequences ? int(n) : g.sequences;
   }
 
-  // Rows [0, count) of a matrix into shared memory, elements [k, k + depth), zeros past the end of a row and where
-  // row(i) is null. held(i): the row is there already.
-  template <class Row, class Held>
-  RNN_EXT_DEVICE void stage(S* to, int count, int k, Row row, Held held) const {
-    constexpr int V = kPerLine<S>;
-    const int lines = g.depth / V;
-    for (int i = thread(); i < count * lines; i += threads()) {
-      const int r = i / lines, at = i % lines * V;
-      if (held(r)) continue;
-      const S* from = row(r);
-      S* out = to + r * g.stride + at;
-      const bool whole = from && k + at + V <= K && reinterpret_cast<uintptr_t>(from + k + at) % 16 == 0;
-      if (whole) {
-        copy_async(out, from + k + at);
-      } else {
-        for (int e = 0; e < V; ++e) out[e] = from && k + at + e < K ? fresh(from + k + at + e) : S{};
-      }
-    }
-  }
-
   // weight_row(r): row r of this block's part of W. Once, before the first product.
   template <class Row>
   RNN_EXT_DEVICE void begin(Row weight_row) {
-    if (g.resident) stage(weights, rows, 0, weight_row, [](int) { return false; });
+    if (g.resident) stage(g, K, weights, rows, 0, weight_row);
     if constexpr (kHeld) {
       copies_done();
       sync();
@@ -91,8 +71,8 @@ struct BlockWork {
     S* v = staged + (g.cluster ? turn * g.sequences * g.stride : 0);
     const Product<S> product{g, weights, v, parts, rows, count};
     for (int k = 0; k < K; k += g.depth) {
-      if (!g.resident) stage(weights, rows, k, weight_row, [](int) { return false; });
-      stage(v, count, k, row, held);
+      if (!g.resident) stage(g, K, weights, rows, k, weight_row);
+      stage(g, K, v, count, k, row, held);
       copies_done();
       sync();
       if constexpr (kHeld) product.run(fragments);
@@ -100,14 +80,12 @@ struct BlockWork {
       sync();
     }
   }
-  // Where the product is torch's: that of column j for sequence i, in rows of `width`.
-  RNN_EXT_DEVICE T library_product(int i, int64_t j, int64_t width) const {
+  // Where the product is a launch of its own: that of column j for sequence i, in rows of `width`.
+  RNN_EXT_DEVICE T product_apart(int i, int64_t j, int64_t width) const {
     return static_cast<const T*>(p.product[direction])[(first_sequence + i) * width + j];
   }
   RNN_EXT_DEVICE T product_of(int sequence, int row) const {
-    T sum = 0;
-    for (int i = 0; i < g.slices; ++i) sum += parts[(i * g.tile + sequence) * rows + row];
-    return sum;
+    return Product<S>{g, weights, staged, parts, rows, 0}.sum(sequence, row);
   }
 
   // Waits until every block of the group has published as much as this one. Also a barrier of this block.

@@ -13,9 +13,10 @@ RNN_EXT_KERNEL(kThreads) write_tables(RNN_EXT_PARAM SequenceTables p) {
   }
 }
 
-const char* limits_of(int device, DeviceLimits& limits) {
+const char* use_device(int device, DeviceLimits& limits) {
   limits.threads = kThreads;
-  return read_limits(device, &limits.multiprocessors, &limits.shared_bytes, &limits.cluster_blocks);
+  return read_limits(device, &limits.multiprocessors, &limits.shared_bytes, &limits.cluster_blocks,
+                     &limits.workspace_bytes);
 }
 
 const char* set_to_zero(void* memory, size_t bytes, void* stream) { return clear(memory, bytes, stream); }

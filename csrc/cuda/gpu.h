@@ -99,23 +99,50 @@ RNN_EXT_DEVICE void multiply_fragments_float16(float* d, const uint32_t* a, cons
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Multiprocessors, shared memory that a block can have, blocks of the largest cluster. Null, or what went wrong.
-inline const char* read_limits(int device, int* multiprocessors, int* shared_bytes, int* cluster_blocks) {
+// A float to the nearest number of 11 significant bits.
+RNN_EXT_DEVICE float round_to_tf32(float x) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return __uint_as_float(bits & 0xffffe000u);
+}
+// d += a b on a warp: a [16, 8], b [8, 8], d [16, 8], of such numbers.  a[0], a[1]: rows group, group + 8 at k = pair;
+// a[2], a[3]: the same rows at k = pair + 4;  b[0], b[1]: column group at k = pair and pair + 4;  d as above.
+// PTX ISA, "Matrix Fragments for mma.m16n8k8".
+RNN_EXT_DEVICE void multiply_fragments_tf32(float* d, const float* a, const float* b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
+        "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+}
+
+// What went wrong, or null. The error of a call that was refused does not stay behind for the next one to find.
+inline const char* text_of(cudaError_t code) {
+  if (code == cudaSuccess) return nullptr;
+  (void)cudaGetLastError();
+  return cudaGetErrorString(code);
+}
+
+// Makes the device current, for the CUDA runtime that this library has of its own too. Of the device: multiprocessors,
+// shared memory that a block can have, blocks of the largest cluster, memory for a chunk of steps. Null, or what went wrong.
+inline const char* read_limits(int device, int* multiprocessors, int* shared_bytes, int* cluster_blocks,
+                               int64_t* workspace_bytes) {
+  *workspace_bytes = int64_t(256) << 20;
   int major = 0;
   const auto read = [&](int* value, cudaDeviceAttr attribute) { return cudaDeviceGetAttribute(value, attribute, device); };
-  cudaError_t code = read(multiprocessors, cudaDevAttrMultiProcessorCount);
+  cudaError_t code = cudaSetDevice(device);
+  if (code == cudaSuccess) code = read(multiprocessors, cudaDevAttrMultiProcessorCount);
   if (code == cudaSuccess) code = read(shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   if (code == cudaSuccess) code = read(&major, cudaDevAttrComputeCapabilityMajor);
   *cluster_blocks = major == 9 || major == 10 ? 16 : major > 10 ? 8 : 0;
-  return code == cudaSuccess ? nullptr : cudaGetErrorString(code);
+  return text_of(code);
 }
 
 inline const char* clear(void* memory, size_t bytes, void* stream) {
-  const cudaError_t code = cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream));
-  return code == cudaSuccess ? nullptr : cudaGetErrorString(code);
+  return text_of(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)));
 }
 
-// How a kernel is launched. Null, or why it could not be; such an error does not stay with the device.
+// How a kernel is launched.
 struct Launch {
   int blocks = 1;
   size_t shared_bytes = 0;
@@ -124,41 +151,63 @@ struct Launch {
   void* stream = nullptr;
 };
 
+class LaunchConfig {
+ public:
+  explicit LaunchConfig(const Launch& l) {
+    config.gridDim = dim3(unsigned(l.blocks));
+    config.blockDim = dim3(kThreads);
+    config.dynamicSmemBytes = l.shared_bytes;
+    config.stream = static_cast<cudaStream_t>(l.stream);
+    config.attrs = attributes;
+    if (l.cooperative) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
+      attributes[config.numAttrs++].val.cooperative = 1;
+    }
+    if (l.cluster > 1) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+      attributes[config.numAttrs].val.clusterDim.x = unsigned(l.cluster);
+      attributes[config.numAttrs].val.clusterDim.y = 1;
+      attributes[config.numAttrs++].val.clusterDim.z = 1;
+    }
+  }
+  LaunchConfig(const LaunchConfig&) = delete;
+  cudaLaunchConfig_t config = {};
+
+ private:
+  cudaLaunchAttribute attributes[2];
+};
+
+// Allows the kernel what the launch needs, on the current device; the same for every launch of it, so that threads which
+// launch it at the same time do not take it from each other. at_once: how many of its blocks can be there at once, were
+// the device idle. A launch that the device would refuse has none, and is no error.
+template <class Args>
+const char* prepare_launch(void (*kernel)(Args), const Launch& l, int* at_once) {
+  const void* function = reinterpret_cast<const void*>(kernel);
+  int device = 0, shared_bytes = 0, multiprocessors = 0;
+  cudaError_t code = cudaGetDevice(&device);
+  if (code == cudaSuccess) code = cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (code == cudaSuccess) code = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (code == cudaSuccess)
+    code = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (code == cudaSuccess && l.cluster > 8)
+    code = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  *at_once = 0;
+  if (const char* error = text_of(code)) return error;
+  int count = 0;
+  if (l.cluster > 1) {
+    const LaunchConfig launch(l);
+    if (!text_of(cudaOccupancyMaxActiveClusters(&count, function, &launch.config))) *at_once = count * l.cluster;
+  } else if (!text_of(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, function, kThreads, l.shared_bytes))) {
+    *at_once = count * multiprocessors;
+  }
+  return nullptr;
+}
+
+// Null, or why it could not be launched.
 template <class Args>
 const char* launch(void (*kernel)(Args), const Launch& l, const Args& args) {
-  const auto failed = [](cudaError_t code) {
-    if (code != cudaSuccess) (void)cudaGetLastError();
-    return code != cudaSuccess;
-  };
-  const void* function = reinterpret_cast<const void*>(kernel);
-  cudaError_t code = cudaSuccess;
-  if (l.shared_bytes > 48 * 1024) {  // what every kernel may have without asking
-    code = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(l.shared_bytes));
-    if (failed(code)) return cudaGetErrorString(code);
-  }
-  if (l.cluster > 8) {
-    code = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-    if (failed(code)) return cudaGetErrorString(code);
-  }
-  cudaLaunchAttribute attributes[2];
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(unsigned(l.blocks));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = l.shared_bytes;
-  config.stream = static_cast<cudaStream_t>(l.stream);
-  config.attrs = attributes;
-  if (l.cooperative) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
-    attributes[config.numAttrs++].val.cooperative = 1;
-  }
-  if (l.cluster > 1) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs].val.clusterDim.x = unsigned(l.cluster);
-    attributes[config.numAttrs].val.clusterDim.y = 1;
-    attributes[config.numAttrs++].val.clusterDim.z = 1;
-  }
-  code = cudaLaunchKernelEx(&config, kernel, args);
-  return failed(code) ? cudaGetErrorString(code) : nullptr;
+  const LaunchConfig with(l);
+  return text_of(cudaLaunchKernelEx(&with.config, kernel, args));
 }
 
 }  // namespace rnn_ext::cuda

@@ -17,9 +17,17 @@ inline Tensor matrix(const void* memory, int64_t rows, int64_t columns, int64_t 
   return Tensor(handle);
 }
 
+inline Tensor vector(void* memory, int64_t size, ScalarType dtype, const Tensor& like) {
+  const int64_t stride = 1;
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(memory, 1, &size, &stride, 0, static_cast<int32_t>(dtype),
+                                                            device_type(like), like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
 inline Tensor transposed(const Tensor& t) { return torch::stable::transpose(t, 0, 1); }
 
-// out = a b; out has the compute type of a and b. float32 products follow torch's own switch for TF32.
+// out = a b; out has the storage or compute type of a and b. float32 products follow torch's own switch for TF32.
 inline void product(Tensor out, const Tensor& a, const Tensor& b) {
   const bool widens = out.scalar_type() != a.scalar_type();
 #if defined(RNN_EXT_CUDA_EMULATOR)  // torch has this product with its own type of result on CUDA only

@@ -15,15 +15,29 @@ int64_t round_up(int64_t a, int64_t b) { return ceil_divide(a, b) * b; }
 constexpr double kGridExchange = 2200, kClusterExchange = 500, kLaunch = 5000, kLibraryCall = 20000;
 constexpr double kFmaRate = 64;         // multiply-adds a cycle of one multiprocessor, half of its peak
 constexpr double kFragmentRate = 512;   // the same on the tensor cores, where operands come from shared memory
+constexpr double kSplitRate = 160;      // the same for float32 in three products of TF32
 constexpr double kDoubleRate = 32;
 constexpr double kSharedBytes = 128;    // a cycle
 constexpr double kGlobalBytes = 32;     // a cycle and multiprocessor, out of the second-level cache
 
+// From how many sequences on float32 goes to the tensor cores: their tile has 8.
+constexpr int64_t kSplitFrom = 8;
+// Under batch_invariant a plan is made for this many sequences, whatever the batch, and repeated for all of them.
+constexpr int64_t kInvariantSequences = 16;
+
+double rate_of(bool fragments, const LoopShape& s) {
+  return s.compute == 8 ? kDoubleRate : !fragments ? kFmaRate : s.storage == 2 ? kFragmentRate : kSplitRate;
+}
+bool takes_fragments(const LoopShape& s, const Wish& wish) {
+  if (s.storage == 2) return !wish.fma;
+  return s.storage == 4 && !wish.fma && !wish.float_fma && (wish.fragments || s.B >= kSplitFrom);
+}
+
 // Everything that follows from units, sequences, tile and depth.
 Geometry complete(Geometry g, const LoopShape& s, const DeviceLimits& device) {
   const int rows = g.units * s.rows_per_unit, line = 16 / s.storage;
-  // Rows 4 words apart modulo the 32 banks: the lanes that load a fragment then meet no conflict.
-  g.stride = g.fragments ? int(round_up(g.depth, 64) + 8) : g.depth;
+  // Rows as far apart, modulo the 32 banks, as four lanes load of one: those that load a fragment then meet no conflict.
+  g.stride = g.fragments ? int(round_up(g.depth, 128 / s.storage) + 8) : g.depth;
   const bool large = large_tiles(rows, g.tile, size_t(s.storage));
   const int row_tile = g.fragments ? 16 : large ? 8 : 4;
   const int sequence_tile = g.fragments ? (g.tile > 8 ? 16 : 8) : large ? 8 : g.tile > 1 ? 4 : 1;
@@ -49,7 +63,7 @@ double cycles_of(const Geometry& g, const LoopShape& s, const DeviceLimits& devi
   const double rows = double(g.units) * s.rows_per_unit, sequences = g.sequences, K = double(s.K);
   const double padded_rows = g.fragments ? double(round_up(int64_t(rows), 16)) : rows;
   const double padded_sequences = g.fragments ? double(round_up(g.sequences, 8)) : sequences;
-  const double rate = g.fragments ? kFragmentRate : s.compute == 8 ? kDoubleRate : kFmaRate;
+  const double rate = rate_of(g.fragments, s);
   const double product = std::max(padded_rows * padded_sequences * K / rate,
                                   (g.held ? 0 : rows) * K * s.storage * double(ceil_divide(g.sequences, g.fragments ? 16 : 4)) / kSharedBytes);
   double staging = sequences * K * s.storage / kGlobalBytes;
@@ -136,10 +150,12 @@ Geometry stepwise(const LoopShape& s, const DeviceLimits& device, bool fragments
   return complete(g, s, device);
 }
 
-// Torch's product and one pointwise launch a step: for large weights, where the library's product is the better one.
-Geometry library(const LoopShape& s) {
+// The products of a step as launches of their own and one that is pointwise: for large weights, where the library's
+// product is the better one, and for a projection.
+Geometry apart(const LoopShape& s, bool library) {
   Geometry g;
-  g.library = true;
+  g.apart = true;
+  g.library = library;
   g.units = int(std::min<int64_t>(s.H, 64));
   g.unit_blocks = int(ceil_divide(s.H, g.units));
   g.sequences = g.tile = int(std::min<int64_t>(s.B, 4));
@@ -150,7 +166,7 @@ Geometry library(const LoopShape& s) {
 }
 double library_cycles(const LoopShape& s, const DeviceLimits& device) {
   const double work = double(s.H) * s.rows_per_unit * double(s.K) * double(s.D), all = device.multiprocessors;
-  const double rate = s.storage == 2 ? kFragmentRate : s.compute == 8 ? kDoubleRate : kFmaRate;
+  const double rate = rate_of(s.storage == 2, s);
   return std::max(work * double(s.B) / rate / all, work * s.storage / kGlobalBytes / all) + kLibraryCall * double(s.D);
 }
 
@@ -159,6 +175,7 @@ LoopShape shape_of(const Sequences& seq, const Shape& shape, int dtype) {
   s.T = seq.T, s.B = seq.B, s.H = shape.H, s.D = shape.D;
   s.storage = dtype == int(DType::float64) ? 8 : dtype == int(DType::float32) ? 4 : 2;
   s.compute = dtype == int(DType::float64) ? 8 : 4;
+  s.projected = shape.projected;
   return s;
 }
 
@@ -181,8 +198,9 @@ LoopShape backward_shape(const Sequences& seq, const Shape& shape, int cell, int
   return s;
 }
 
-Wish wish_of_environment() {
+Wish wish_of_environment(bool batch_invariant) {
   Wish wish;
+  wish.invariant = batch_invariant;
   const char* plan = std::getenv("RNN_EXT_CUDA_PLAN");
   const std::string kind = plan ? plan : "";
   if (kind == "stepwise") wish.kind = Kind::stepwise;
@@ -196,33 +214,67 @@ Wish wish_of_environment() {
   wish.fragments = how == "fragments";
   if (!how.empty() && how != "fma" && how != "fragments" && how != "held")
     wish.error = "RNN_EXT_CUDA_PRODUCT must be fma, fragments or held, and is " + how;
+  const char* of_float32 = std::getenv("RNN_EXT_FLOAT32_PRODUCT");
+  wish.float_fma = of_float32 && std::string(of_float32) == "fma";
   return wish;
 }
 
-Geometry make_geometry(const LoopShape& s, const DeviceLimits& device, const Wish& wish) {
-  const bool fragments = s.storage == 2 && !wish.fma;
-  const bool held = fragments && !wish.fragments;
+Geometry make_geometry(const LoopShape& call, const DeviceLimits& device, const Wish& wish) {
+  LoopShape s = call;
+  if (wish.invariant) s.B = kInvariantSequences;
   Geometry best;
   best.units = 0;
   double least = 0;
-  const auto consider = [&](const Geometry& g) {
+  const bool any = wish.kind == Kind::automatic;
+  const auto consider = [&](Kind kind, auto make) {
+    if (s.projected || !(any || wish.kind == kind)) return;
+    const Geometry g = make();
     if (g.units == 0) return;
     const double cycles = cycles_of(g, s, device);
     if (best.units == 0 || cycles < least) best = g, least = cycles;
   };
-  const bool any = wish.kind == Kind::automatic;
-  if (any || wish.kind == Kind::stepwise) consider(stepwise(s, device, fragments));
-  for (int64_t groups = 1; groups <= s.B; groups *= 2) {
-    if (any || wish.kind == Kind::grid) consider(grid(s, device, groups, fragments, held));
-    if (any || wish.kind == Kind::cluster) consider(cluster(s, device, groups, fragments, held));
+  for (const bool fragments : {false, true}) {
+    // float32 has both to choose from, and 16 bits are for the tensor cores.
+    if (fragments ? !takes_fragments(s, wish) : takes_fragments(s, wish) && (s.storage == 2 || wish.fragments)) continue;
+    const bool held = fragments && s.storage == 2 && !wish.fragments;
+    consider(Kind::stepwise, [&] { return stepwise(s, device, fragments); });
+    for (int64_t groups = 1; groups <= s.B; groups *= 2) {
+      if (!wish.invariant) consider(Kind::grid, [&] { return grid(s, device, groups, fragments, held); });
+      consider(Kind::cluster, [&] { return cluster(s, device, groups, fragments, held); });
+    }
   }
-  if (wish.kind == Kind::library || (any && library_cycles(s, device) < least)) return library(s);
+  const bool steps_of_ours = wish.kind == Kind::stepwise || (any && wish.invariant);
+  if (s.projected && (any || steps_of_ours || wish.kind == Kind::library))
+    return apart(call, !wish.invariant && !steps_of_ours);
+  if (wish.kind == Kind::library || (any && !wish.invariant && library_cycles(s, device) < least))
+    return apart(call, !wish.invariant);
+  if (wish.invariant && best.units > 0) best.groups = int(ceil_divide(call.B, best.sequences));
   return best;
+}
+
+Geometry multiply_geometry(int64_t M, int64_t N, int64_t K, const LoopShape& types, const DeviceLimits& device,
+                           const Wish& wish) {
+  LoopShape s = types;
+  s.B = kInvariantSequences, s.K = K, s.rows_per_unit = 1, s.columns = 0;
+  Geometry g;
+  g.fragments = takes_fragments(s, wish);
+  g.sequences = 0;  // no states
+  g.tile = g.units = 32;
+  g.depth = int(std::min<int64_t>(round_up(K, 16), 512 / s.storage));
+  const size_t shared_bytes = size_t(std::min(device.shared_bytes, 48 * 1024));  // what a launch has without asking
+  for (g = complete(g, s, device); g.shared_bytes > shared_bytes; g = complete(g, s, device)) {
+    int& largest = g.depth > 16 ? g.depth : g.units > 1 ? g.units : g.tile;
+    if (largest == 1) break;
+    largest = g.depth > 16 ? int(round_up(g.depth / 2, 16)) : largest / 2;
+  }
+  g.unit_blocks = int(ceil_divide(N, g.units));
+  g.groups = int(ceil_divide(M, g.tile));
+  return g;
 }
 
 std::string describe(const Geometry& g) {
   const std::string kind = g.cluster ? "clusters" : g.persistent ? "persistent grid" : "step by step";
-  if (g.library) return "step by step: torch's product and one pointwise kernel";
+  if (g.apart) return std::string("step by step: ") + (g.library ? "torch's" : "our") + " products and pointwise kernels";
   const auto count = [](int n, const char* what) { return std::to_string(n) + " " + what; };
   return kind + ": " + count(g.groups, "groups of ") + count(g.sequences, "sequences, ") +
          count(g.unit_blocks, "blocks of ") + count(g.units, "hidden units, ") +

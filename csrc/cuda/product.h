@@ -1,7 +1,7 @@
 // The product of a step on one block: sums over k of W[row][k] v[sequence][k], both staged in shared memory with k
 // contiguous. Each sum is split into slices that different warps add up, so that small products keep all warps busy.
 #pragma once
-#include "storage.h"
+#include "fragments.h"
 #include "steps.h"
 
 namespace rnn_ext::cuda {
@@ -54,6 +54,13 @@ struct Product {
     return parts + (slice * g.tile + sequence) * rows + row;
   }
 
+  // Of the slices.
+  RNN_EXT_DEVICE T sum(int sequence, int row) const {
+    T total = 0;
+    for (int i = 0; i < g.slices; ++i) total += *part(i, sequence, row);
+    return total;
+  }
+
   // Loads what this warp will keep of the staged weights.
   RNN_EXT_DEVICE void hold(HeldFragments& held) const {
     const int job = thread() / kWarp, row = job / g.slices * 16, slice = job % g.slices;
@@ -77,7 +84,7 @@ struct Product {
 
   // All warps; `first` overwrites the sums, else it adds to them.
   RNN_EXT_DEVICE void run(bool first) const {
-    if constexpr (sizeof(S) == 2) {
+    if constexpr (sizeof(S) <= 4) {
       if (g.fragments) return sequences > 8 ? by_fragments<2>(first) : by_fragments<1>(first);
     }
     // The more at once, the fewer loads for each multiply-add.
@@ -136,14 +143,11 @@ struct Product {
       const S* lower = weights + smaller(row + group + 8, rows - 1) * g.stride + 2 * pair;
       float sum[N][4] = {};
       for (int k = slice * 16; k < g.depth; k += g.slices * 16) {
-        const uint32_t a[4] = {two(upper + k), two(lower + k), two(upper + k + 8), two(lower + k + 8)};
+        const S* v[N];
         RNN_EXT_UNROLL
-        for (int n = 0; n < N; ++n) {
-          const S* v = staged + smaller(sequence + 8 * n + group, sequences - 1) * g.stride + 2 * pair + k;
-          const uint32_t b[2] = {two(v), two(v + 8)};
-          if constexpr (kIsBfloat16<S>) multiply_fragments_bfloat16(sum[n], a, b);
-          else multiply_fragments_float16(sum[n], a, b);
-        }
+        for (int n = 0; n < N; ++n)
+          v[n] = staged + smaller(sequence + 8 * n + group, sequences - 1) * g.stride + 2 * pair + k;
+        multiply_run<N>(sum, upper + k, lower + k, v);
       }
       put_fragments<N>(sum, slice, row, sequence, first);
     }
@@ -167,8 +171,7 @@ struct Product {
         for (int n = 0; n < N; ++n) {
           const S* at = v[n] + t * g.slices * 16;
           const uint32_t b[2] = {two(at), two(at + 8)};
-          if constexpr (kIsBfloat16<S>) multiply_fragments_bfloat16(sum[n], held.a[t], b);
-          else multiply_fragments_float16(sum[n], held.a[t], b);
+          multiply_pieces<S>(sum[n], held.a[t], b);
         }
       }
       put_fragments<N>(sum, slice, row, sequence, true);
@@ -194,11 +197,6 @@ struct Product {
   }
   RNN_EXT_DEVICE const Line& line_of(const S* matrix, int row, int line) const {
     return reinterpret_cast<const Line*>(matrix + row * g.stride)[line];
-  }
-  RNN_EXT_DEVICE static uint32_t two(const S* p) {
-    uint32_t word;
-    __builtin_memcpy(&word, p, sizeof word);
-    return word;
   }
 };
 

@@ -12,27 +12,36 @@ namespace rnn_ext::cuda {
 // Not "rnn_ext:", which in Python means arguments that torch's own operator may take.
 inline void check(const char* error) { STD_TORCH_CHECK(error == nullptr, "rnn_ext CUDA kernels: ", error); }
 
-// Makes the tensors' device current for as long as it lives.
-class OnDevice {
+// Makes a device current for as long as it lives.
+class Guard {
  public:
-  explicit OnDevice(const Tensor& x) : device(x.get_device_index()) {
+  explicit Guard([[maybe_unused]] int32_t device) {
 #if !defined(RNN_EXT_CUDA_EMULATOR)
-    TORCH_ERROR_CODE_CHECK(aoti_torch_create_device_guard(device, &guard));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_create_device_guard(device, &handle));
 #endif
-    check(limits_of(device, limits));
   }
-  OnDevice(const OnDevice&) = delete;
-  ~OnDevice() {
-    if (guard) aoti_torch_delete_device_guard(guard);
+  Guard(const Guard&) = delete;
+  ~Guard() {
+    if (handle) aoti_torch_delete_device_guard(handle);
   }
-
-  int32_t device;
-  void* stream = nullptr;
-  DeviceLimits limits;
 
  private:
-  DeviceGuardHandle guard = nullptr;
+  DeviceGuardHandle handle = nullptr;
+};
+
+// The tensors' device, current for as long as it lives, and the stream that torch works on there.
+struct OnDevice {
+  explicit OnDevice(const Tensor& x) : device(x.get_device_index()), guard(device) {
+#if !defined(RNN_EXT_CUDA_EMULATOR)
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+#endif
+    check(use_device(device, limits));
+  }
+
+  const int32_t device;
+  const Guard guard;
+  void* stream = nullptr;
+  DeviceLimits limits;
 };
 
 template <class Do>
@@ -46,19 +55,28 @@ const char* with_storage(int dtype, Do act) {
   return "no such dtype";
 }
 
+// Rows of a matrix, the distance of two in elements.
+struct Rows {
+  const void* data;
+  int64_t stride;
+};
+
 // One call: the memory that it needs beside its results, and the steps that forward and backward share.
 struct Run {
   const Call& call;
   const OnDevice on;
   const Shape& shape;
   const ScalarType storage, compute;
-  const int64_t G, D, H;
+  const Wish wish;
+  const int64_t G, D, H, P;
   Sequences seq;  // with the tables on the device
   Tensors owned;
 
-  explicit Run(const Call& c)
-      : call(c), on(c.x), shape(c.shape), storage(c.x.scalar_type()), compute(compute_type(c.x)), G(c.facts().gates),
-        D(c.shape.D), H(c.shape.H), seq(c.seq) {
+  Run(const Call& c, bool batch_invariant)
+      : call(c), on(c.x), shape(c.shape), storage(c.x.scalar_type()), compute(compute_type(c.x)),
+        wish(wish_of_environment(batch_invariant)), G(c.facts().gates), D(c.shape.D), H(c.shape.H), P(c.shape.P),
+        seq(c.seq) {
+    STD_TORCH_CHECK(wish.error.empty(), "rnn_ext CUDA kernels: ", wish.error);
     STD_TORCH_CHECK(H * G < (int64_t(1) << 31) && seq.T * D < (int64_t(1) << 31), "rnn_ext: too large for the CUDA kernels");
     if (seq.batch_sizes) write_sequence_tables();
   }
@@ -80,12 +98,17 @@ struct Run {
     return p ? reinterpret_cast<Char*>(p) + elements * int64_t(bytes_of(dtype)) : nullptr;
   }
 
-  int64_t inputs(int64_t l) const { return l == 0 ? shape.I : D * H; }
+  int64_t inputs(int64_t l) const { return l == 0 ? shape.I : D * P; }
   const LayerWeights& weights(int64_t l, int64_t d) const { return call.layer_weights[l * D + d]; }
-  // Of layer l and direction d in states [L*D, B, H].
-  template <class P>
-  P* state(P* states, int64_t l, int64_t d, ScalarType dtype) const {
-    return offset(states, (l * D + d) * seq.B * H, dtype);
+  // Of layer l and direction d in states [L*D, B, width].
+  template <class Pointer>
+  Pointer* state(Pointer* states, int64_t l, int64_t d, int64_t width, ScalarType dtype) const {
+    return offset(states, (l * D + d) * seq.B * width, dtype);
+  }
+  // Of layer l and direction d in a tape [L*D, R, columns, H].
+  template <class Pointer>
+  Pointer* tape_of(Pointer* tape, int64_t l, int64_t d) const {
+    return offset(tape, (l * D + d) * seq.R * call.tape() * H, storage);
   }
 
   void write_sequence_tables() {
@@ -105,50 +128,128 @@ struct Run {
     seq.first_rows = rows;
   }
 
-  // The input of layer l as a matrix [R, inputs]; `below` is the output of the layer under it.
-  Tensor input(int64_t l, const void* below) {
+  // The input of layer l; `below` is the output of the layer under it.
+  Rows input(int64_t l, const void* below) {
     if (l == 0) {
       Tensor x = call.x;
       const bool even = call.seq.batch_sizes || call.seq.B == 1 || call.seq.T == 1 || call.x_step == seq.B * call.x_row;
       if (!even) x = dense(x);
       owned.push_back(x);
       const int64_t stride = !even ? shape.I : call.seq.batch_sizes || seq.B > 1 ? call.x_row : call.x_step;
-      return matrix(x.const_data_ptr(), seq.R, shape.I, std::max(stride, shape.I), 1, storage, call.x);
+      return {x.const_data_ptr(), std::max(stride, shape.I)};
     }
-    const Tensor y = matrix(below, seq.R, D * H, D * H, 1, storage, call.x);
-    if (call.masks.empty()) return y;
-    return times(y, matrix(call.mask_pointers[l - 1], seq.R, D * H, D * H, 1, storage, call.x));
+    if (call.masks.empty()) return {below, D * P};
+    const auto rows = [&](const void* p) { return matrix(p, seq.R, D * P, D * P, 1, storage, call.x); };
+    owned.push_back(times(rows(below), rows(call.mask_pointers[l - 1])));
+    return {owned.back().const_data_ptr(), D * P};
+  }
+  // The transpose of a weight [rows, columns].
+  const void* transposed_weight(const void* W, int64_t rows, int64_t columns) {
+    owned.push_back(dense(transposed(matrix(W, rows, columns, columns, 1, storage, call.x))));
+    return owned.back().const_data_ptr();
   }
 
-  // The step that direction d runs as its s-th, as rows of the host's tables: the first one, and how many there are.
+  // The steps s of direction d as rows of the host's tables.
   int64_t time(int64_t d, int64_t s) const { return d == 0 ? s : seq.T - 1 - s; }
   int64_t active(int64_t d, int64_t s) const { return s < 0 || s >= seq.T ? 0 : call.seq.active(time(d, s)); }
   int64_t first_row(int64_t d, int64_t s) const { return call.seq.first_row(time(d, s)); }
+  struct Window {
+    int64_t first, count, first_time, times;
+  };
+  Window window(int64_t d, int64_t begin, int64_t end) const {
+    const int64_t from = d == 0 ? begin : seq.T - end, last = from + end - begin - 1;
+    const int64_t first = call.seq.first_row(from);
+    return {first, call.seq.first_row(last) + call.seq.active(last) - first, from, end - begin};
+  }
+  // How many steps there are in a chunk, if a row of what is kept of it has that many bytes.
+  int64_t chunk_steps(int64_t row_bytes) const {
+    return std::clamp<int64_t>(on.limits.workspace_bytes / (row_bytes * seq.B), 1, seq.T);
+  }
+  int64_t chunk_rows(int64_t steps) const { return std::min(steps * seq.B, seq.R); }
 
-  // What the arguments of both time loops have in common.
-  void prepare(StepsArgs& a, const LoopShape& loop) {
-    const Wish wish = wish_of_environment();
-    STD_TORCH_CHECK(wish.error.empty(), "rnn_ext CUDA kernels: ", wish.error);
-    a.g = make_geometry(loop, on.limits, wish);
-    STD_TORCH_CHECK(a.g.units > 0, "rnn_ext CUDA kernels: the plan that RNN_EXT_CUDA_PLAN asks for does not fit this call");
+  // fill(out), or out += what that gives; `out` has no gaps then.
+  template <class Fill>
+  void assign_or_add(const Tensor& out, bool adds, Fill fill) {
+    if (!adds) return fill(out);
+    const Tensor part = empty({out.sizes().begin(), out.sizes().end()}, out.scalar_type(), out);
+    fill(part);
+    const Add p{part.const_data_ptr(), out.mutable_data_ptr(), int64_t(out.numel())};
+    check(with_storage(call.dtype, [&](auto kernels) { return kernels.run(p, on.stream); }));
+  }
+  // out [M, N] = a [M, K] b^T, b [N, K] without gaps, both of the storage type; or that is added to it. By torch, or by a
+  // kernel of ours whose sums do not depend on M.
+  void multiply(void* out, int64_t out_stride, ScalarType type, Rows a, const void* b, int64_t M, int64_t N, int64_t K,
+                bool add, bool ours) {
+    if (M == 0) return;
+    if (!ours) {
+      const Tensor left = matrix(a.data, M, K, a.stride, 1, storage, call.x), right = matrix(b, K, N, 1, K, storage, call.x);
+      return assign_or_add(matrix(out, M, N, out_stride, 1, type, call.x), add,
+                           [&](const Tensor& to) { product(to, left, right); });
+    }
+    MultiplyRows p{multiply_geometry(M, N, K, types, on.limits, wish), a.data, b, out, a.stride, K, out_stride, M, N, K,
+                   type == storage && type != compute, add};
+    check(with_storage(call.dtype, [&](auto kernels) { return kernels.run(p, on.stream); }));
+  }
+
+  // What the arguments of both time loops have in common, and the plan.
+  template <class Args>
+  void prepare(Args& a, const LoopShape& loop_shape) {
+    types = loop_shape;
     a.seq = seq;
     a.H = H;
+    a.P = P;
     a.D = D;
+    a.projected = shape.projected;
+    choose(a, wish);
     if (a.g.persistent && !a.g.cluster)
       a.flags = static_cast<uint32_t*>(memory({D * a.g.groups * a.g.unit_blocks}, ScalarType::Int));
   }
 
-  // Steps [0, steps): all in one launch, or one launch each. before(s): what has to go ahead of the launch of a step.
-  template <class Args, class Before, class Launch>
-  void steps(Args& a, int64_t steps, Before before, Launch launch) {
-    if (a.flags) check(set_to_zero(a.flags, size_t(D * a.g.groups * a.g.unit_blocks) * sizeof(uint32_t), on.stream));
-    const int64_t each = a.g.persistent ? steps : 1;
-    for (int64_t s = 0; s < steps; s += each) {
+  // Steps [begin, end): all in one launch, or one launch each. before(s), after(s): what goes around the launch of a step
+  // whose products are apart.
+  template <class Args, class Before, class After>
+  void steps(Args& a, int64_t begin, int64_t end, Before before, After after) {
+    for (int64_t s = begin; s < end; s = a.end) {
       a.begin = s;
-      a.end = s + each;
-      if (a.g.library) before(s);
-      check(launch(a));
+      a.end = a.g.persistent ? end : s + 1;
+      if (a.g.persistent && a.flags)
+        check(set_to_zero(a.flags, size_t(D * a.g.groups * a.g.unit_blocks) * sizeof(uint32_t), on.stream));
+      if (a.g.apart) before(s);
+      const auto launch = [&](auto kernels) { return kernels.run(call.cell, a, on.stream); };
+      const char* error = with_storage(call.dtype, launch);
+      if (error && a.g.persistent && wish.kind == Kind::automatic) {  // nothing has begun, and a smaller launch will do
+        step_by_step(a);
+        a.end = s;
+        continue;
+      }
+      check(error);
+      if (a.g.apart) after(s);
     }
+  }
+
+ private:
+  LoopShape types;  // and sizes of the time loop
+
+  // The plan, or the next one where the device says that not all of its blocks can be there at once.
+  template <class Args>
+  void choose(Args& a, Wish by) {
+    DeviceLimits limits = on.limits;
+    for (bool fits = false; !fits;) {
+      a.g = make_geometry(types, limits, by);
+      STD_TORCH_CHECK(a.g.units > 0, "rnn_ext CUDA kernels: the plan that RNN_EXT_CUDA_PLAN asks for does not fit this call");
+      check(with_storage(call.dtype, [&](auto kernels) { return kernels.prepare(call.cell, a, fits); }));
+      fits = fits || !a.g.persistent;
+      STD_TORCH_CHECK(fits || by.kind == Kind::automatic, "rnn_ext CUDA kernels: the device cannot run the plan that ",
+                      "RNN_EXT_CUDA_PLAN asks for");
+      if (a.g.cluster) limits.cluster_blocks = 0;
+      else by.kind = Kind::stepwise;
+    }
+  }
+  template <class Args>
+  void step_by_step(Args& a) {
+    Wish by = wish;
+    by.kind = Kind::stepwise;
+    choose(a, by);
   }
 };
 

@@ -27,7 +27,8 @@ struct Geometry {
   bool cluster = false;     // the unit_blocks are a cluster and write into each other's shared memory
   bool fragments = false;   // products on the tensor cores
   bool held = false;        // the fragments of W stay in registers: each warp has one row tile and one slice
-  bool library = false;     // the product of each step is torch's; the kernel does what is pointwise
+  bool apart = false;       // the products of a step are launches of their own; the kernel does what is pointwise
+  bool library = false;     // and they are torch's
   size_t shared_bytes = 0;
 };
 
@@ -61,43 +62,73 @@ struct Layout {
 
 // Both directions of one layer; the index of an array is the direction. Steps are numbered in the order in which a
 // direction runs them; the tables of `seq` lie in device memory. S is the storage type of the call, T its compute type.
+// What is needed of all steps but not of all at once is there for a chunk of steps; "rows" are then those of the chunk.
 struct StepsArgs {
   Sequences seq;
   Geometry g;
-  int64_t H = 0, D = 0;
+  int64_t H = 0, P = 0, D = 0;  // P: size of h; only where the products are apart may it differ from H
+  bool projected = false;       // h is W_hr times the cell's output
+  int64_t chunk_row[2] = {};    // row of the layer with which the chunk's arrays begin
   int64_t begin = 0, end = 0;   // steps of this launch; backward counts them from the last one, and one more at its
                                 // end in which the gradients of the initial states are made
   uint32_t* flags = nullptr;    // [D, groups, unit_blocks], zero before a persistent launch
   const void* W[2] = {};        // S; forward: W_hh [G*H, H]; backward: its transpose [H, G*H]
-  const void* product[2] = {};  // T [B, G*H], backward [B, H]: the step's product, where it is torch's
-  const void* mask = nullptr;   // backward: S [R, D*H] or null, that of the layer above
+  const void* product[2] = {};  // T [B, G*H], backward [B, H]: the step's product, where it is apart
 };
 
 struct ForwardSteps : StepsArgs {
-  const void* projection = nullptr;  // T [R, D*G*H]: W_ih x
+  const void* projection[2] = {};    // T [rows, G*H]: W_ih x
   const void* b_ih[2] = {};          // S [G*H] or null
   const void* b_hh[2] = {};
   const void* h_0[2] = {};           // S [B, H] or null for zeros
   const void* c_0[2] = {};
-  void* y = nullptr;                 // S [R, D*H]
-  void* h_n[2] = {};                 // S [B, H]
+  void* y = nullptr;                 // S [R, D*P]
+  void* out[2] = {};                 // S [sequences, out_stride]: the cell's outputs at this step, where h is projected
+  int64_t out_stride = 0;
+  void* h_n[2] = {};                 // S [B, P]
   void* c_n[2] = {};
-  void* tape[2] = {};                // S [R, tape, H] or null
-  void* c[2] = {};                   // T [B, H]: cell state between launches, where a launch is one step
+  void* tape[2] = {};                // S [R, tape, H] or null; with a projection one more, the cell's output
+  void* c[2] = {};                   // T [B, H]: cell state between launches
+};
+
+// What reaches h_t from outside the time loop.
+struct OutputGradients {
+  const void* dy = nullptr;        // S [R, D*P] or null; of the last layer
+  const void* dy_above = nullptr;  // T [R, D*P] or null; of the layers below it, before the mask
+  const void* mask = nullptr;      // S [R, D*P] or null, that of the layer above
+  const void* dh_n[2] = {};        // S [B, P] or null
 };
 
 struct BackwardSteps : StepsArgs {
-  const void* y = nullptr;         // S [R, D*H]
-  const void* tape[2] = {};        // S [R, tape, H]
-  const void* dy = nullptr;        // S [R, D*H] or null; of the last layer
-  const void* dy_above = nullptr;  // T [R, D*H] or null; of the layers below it, before the mask
-  const void* dh_n[2] = {};        // S [B, H] or null
-  const void* dc_n[2] = {};
-  void* da_x = nullptr;            // S [R, D*G*H]: gradients of the columns that the input enters
-  void* da_h = nullptr;            // S [R, D*G*H]: of those that h enters; the same array if they are the same columns
-  void* dh_0[2] = {};              // T [B, H] or null
-  void* dc_0[2] = {};
-  void* carry[2] = {};             // T [B, H]: between launches, where a launch is one step
+  const void* y = nullptr;   // S [R, D*P]
+  const void* tape[2] = {};  // S [R, tape, H], as above
+  OutputGradients given;     // of h; where it is projected, `product` has it all: the gradient of the cell's output
+  const void* dc_n[2] = {};  // S [B, H] or null
+  void* da_x[2] = {};        // S [rows, G*H]: gradients of the columns that the input enters; the rows are those of the
+                             // chunk and of the step that runs before it
+  void* da_h[2] = {};        // S [rows, G*H]: of those that h enters; the same array if they are the same columns
+  void* dh_0[2] = {};        // T [B, P] or null
+  void* dc_0[2] = {};        // T [B, H] or null
+  void* carry[2] = {};       // T [B, H]: between launches
+};
+
+// dh_t of one step and direction, where h is projected: the given gradient plus W_hh^T da_{t+1}.
+struct StateGradients {
+  Sequences seq;
+  OutputGradients given;
+  int64_t P, D, direction, step, chunk_row;
+  const void* product;  // T [B, P]
+  void* dh;             // S [rows, P]
+  void* dh_0;           // T [B, P] or null: of the sequences that begin at the step after this one
+};
+
+// out [M, N] = a [M, K] b^T,  b [N, K]; or that is added to it. Distances of rows in elements.
+struct MultiplyRows {
+  Geometry g;
+  const void *a, *b;  // S
+  void* out;          // T, or S
+  int64_t a_stride, b_stride, out_stride, M, N, K;
+  bool stored, add;  // `stored` where S is not T
 };
 
 // Writes the tables of a packed batch to device memory, a piece at a time. The numbers travel as arguments of the
@@ -112,14 +143,22 @@ struct SequenceTables {
   int sizes[kSteps];
 };
 
-// h_{t-1} of every row of one layer and direction, as one matrix [R, H].
+// to += from, both of the compute type.
+struct Add {
+  const void* from;
+  void* to;
+  int64_t count;
+};
+
+// h_{t-1} of the rows of some steps of one layer and direction, as one matrix.
 struct PreviousStates {
   Sequences seq;
-  int64_t H, D, direction;
+  int64_t P, D, direction;
+  int64_t first_time, times, first_row;
   int blocks_per_step;
-  const void* y;    // [R, D*H]
-  const void* h_0;  // [B, H] or null for zeros
-  void* previous;   // [R, H]
+  const void* y;    // [R, D*P]
+  const void* h_0;  // [B, P] or null for zeros
+  void* previous;   // [rows, P]
 };
 
 }  // namespace rnn_ext::cuda

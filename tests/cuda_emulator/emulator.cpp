@@ -244,6 +244,8 @@ void run(const Launch& launch, const std::function<void()>& kernel) {
     throw std::runtime_error("cuda_emulator: too many blocks in a cluster");
   if (launch.cooperative && launch.blocks > limits().multiprocessors)
     throw std::runtime_error("cuda_emulator: more blocks than can be alive at once in a cooperative launch");
+  if (limits().refuses && (launch.cooperative || launch.cluster > 1))
+    throw std::runtime_error("cuda_emulator: launch refused");
   ++launch_count;
   const int together = launch.cooperative ? launch.blocks : launch.cluster;
   struct Reset {

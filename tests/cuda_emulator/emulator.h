@@ -18,6 +18,9 @@ struct Limits {
   int multiprocessors = 6;
   int shared_bytes = 64 * 1024;  // of a block
   int cluster_blocks = 4;        // 0 where there are no clusters
+  int64_t workspace_bytes = int64_t(1) << 30;
+  int at_once = 1 << 20;         // what the device says of how many blocks can be alive
+  bool refuses = false;          // launches of blocks that wait for each other
 };
 Limits& limits();
 

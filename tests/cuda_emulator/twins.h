@@ -101,11 +101,47 @@ inline void multiply_fragments_float16(float* d, const uint32_t* a, const uint32
   multiply_fragments(d, a, b, half_to_float, at);
 }
 
-inline const char* read_limits(int, int* multiprocessors, int* shared_bytes, int* cluster_blocks) {
+inline float round_to_tf32(float x) {
+  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
+  return x != x ? x : __builtin_bit_cast(float, (bits + 0x1000) & 0xffffe000);
+}
+// A number of float's exponents and 24 bits, what is behind them cut off.
+inline float cut_off(double x) {
+  const float nearest = float(x);
+  return std::abs(double(nearest)) > std::abs(x) ? std::nextafter(nearest, 0.f) : nearest;
+}
+// At its worst: what a tensor core's sum has no room for is cut off, not rounded.
+inline void multiply_fragments_tf32(float* d, const float* a, const float* b, At at = At::current()) {
+  struct Registers {
+    float a[4], b[2];
+  } mine;
+  std::memcpy(mine.a, a, sizeof mine.a);
+  std::memcpy(mine.b, b, sizeof mine.b);
+  for (const float x : {a[0], a[1], a[2], a[3], b[0], b[1]})
+    if (x == x && round_to_tf32(x) != x) cuda_emulator::fail("a number with more bits than TF32 has");
+  const char* slots = cuda_emulator::exchange_in_warp(&mine, sizeof mine, at);
+  const auto of_lane = [&](int lane) {
+    Registers r;
+    std::memcpy(&r, slots + lane * cuda_emulator::kSlot, sizeof r);
+    return r;
+  };
+  const int group = thread() % kWarp / 4, column = thread() % 4 * 2;
+  for (int i = 0; i < 4; ++i) {
+    const int upper = i / 2, n = column + i % 2;
+    double sum = d[i];
+    for (int k = 0; k < 8; ++k)
+      sum += double(of_lane(group * 4 + k % 4).a[upper + k / 4 * 2]) * of_lane(n * 4 + k % 4).b[k / 4];
+    d[i] = cut_off(sum);
+  }
+}
+
+inline const char* read_limits(int, int* multiprocessors, int* shared_bytes, int* cluster_blocks,
+                               int64_t* workspace_bytes) {
   const cuda_emulator::Limits& limits = cuda_emulator::limits();
   *multiprocessors = limits.multiprocessors;
   *shared_bytes = limits.shared_bytes;
   *cluster_blocks = limits.cluster_blocks;
+  *workspace_bytes = limits.workspace_bytes;
   return nullptr;
 }
 
@@ -121,6 +157,12 @@ struct Launch {
   bool cooperative = false;
   void* stream = nullptr;
 };
+
+template <class Args>
+const char* prepare_launch(void (*)(Args), const Launch&, int* at_once) {
+  *at_once = cuda_emulator::limits().at_once;
+  return nullptr;
+}
 
 template <class Args>
 const char* launch(void (*kernel)(Args), const Launch& l, const Args& args) {
