@@ -1,0 +1,105 @@
+"""Gradients of the weights for each sample of a folded batch (batching.py), without a loop over the samples.
+
+The backward operator sums them over the batch. Here it gives the gradient da of the pre-activations instead, which is
+what it returns for the input of a layer whose input they are; the rest is one product a weight. All of it is made of
+functions that can be differentiated again, and of the layer's outputs, which can too; the tape cannot.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gradients(apply, apply_layer, samples, layer, needs, batch_sizes, y, tape, dy, dh_n, dc_n, x, h_0, c_0, *weights):
+    """(dx, dh_0, dc_0) of the folded batch, each None unless needed, and for each weight one per sample, [V, ...].
+
+    Args:
+        apply, apply_layer: of `transforms._LayerGradient` and `transforms._Layer`.
+        samples: V; row r and sequence b belong to sample r mod V and b mod V.
+        layer, ...: as for `transforms._LayerGradient`.
+    """
+    directions = 2 if layer.bidirectional else 1
+    per_direction = len(weights) // directions
+    w_ih = torch.cat(weights[::per_direction])
+    a = x @ w_ih.T
+    through = list(weights)
+    through[::per_direction] = torch.eye(len(w_ih), dtype=x.dtype, device=x.device).chunk(directions)
+    needs_da = (True, *needs[1:3], False)
+    da, dh_0, dc_0 = apply(layer, needs_da, batch_sizes, y, tape, dy, dh_n, dc_n, a, h_0, c_0, *through)[:3]
+    dx = da @ w_ih if needs[0] else None
+
+    sizes = torch.full((x.shape[0],), x.shape[1]) if batch_sizes is None else batch_sizes
+    forward, backward = (_neighbours(sizes, step).to(x.device) for step in (-1, 1))
+    rows = [None if t is None else t.flatten(0, -2).chunk(directions, -1) for t in (a, da, y, dy)]
+    if per_direction % 2 == 1:
+        unprojected = _unprojected(apply_layer, layer, batch_sizes, x, h_0, c_0, weights)
+    of_weights = []
+    for d in range(directions):
+        a_d, da_d, y_d, dy_d = (None if t is None else t[d] for t in rows)
+        w_hh, *rest = weights[d * per_direction + 1 : (d + 1) * per_direction]
+        before, after = (forward, backward) if d == 0 else (backward, forward)
+        h = _neighbour(before, y_d, None if h_0 is None else h_0[d], sizes)
+        da_h = _of_hidden_gates(layer.mode, a_d, da_d, h, w_hh, rest)
+        of_weights += [_product(da_d, x.flatten(0, -2), samples), _product(da_h, h, samples)]
+        if len(rest) >= 2:
+            of_weights += [_rows(t, samples).sum(0) for t in (da_d, da_h)]
+        if len(rest) % 2 == 1:
+            dh = _neighbour(after, da_h @ w_hh, None if dh_n is None else dh_n[d], sizes)
+            of_weights.append(_product(dh if dy_d is None else dh + dy_d, unprojected[d], samples))
+    return (dx, dh_0, dc_0), of_weights
+
+
+def _of_hidden_gates(mode, a, da, h, w_hh, biases):
+    """The gradient of W_hh h + b_hh: that of the pre-activations, but a GRU's part of n is multiplied by r."""
+    if mode != "GRU":
+        return da
+    size = h.shape[-1]
+    a_r = a[:, :size] + h @ w_hh[:size].T
+    r = torch.sigmoid(a_r + biases[0][:size] + biases[1][:size] if biases else a_r)
+    return torch.cat([da[:, : 2 * size], r * da[:, 2 * size :]], -1)
+
+
+def _unprojected(apply_layer, layer, batch_sizes, x, h_0, c_0, weights) -> list[Tensor]:
+    """o * tanh(c_t) for each direction, [R, H]: what the layer puts out beside h_t if it is projected to both."""
+    directions = 2 if layer.bidirectional else 1
+    per_direction = len(weights) // directions
+    wide = list(weights)
+    output_size, hidden_size = weights[per_direction - 1].shape
+    for d in range(directions):
+        hh, hr = d * per_direction + 1, (d + 1) * per_direction - 1
+        wide[hh] = torch.nn.functional.pad(weights[hh], (0, hidden_size))
+        wide[hr] = torch.cat([weights[hr], torch.eye(hidden_size, dtype=x.dtype, device=x.device)])
+    h_0 = None if h_0 is None else torch.nn.functional.pad(h_0, (0, hidden_size))
+    y = apply_layer(layer, batch_sizes, x, h_0, c_0, *wide)[0].flatten(0, -2)
+    return [part[:, output_size:] for part in y.chunk(directions, -1)]
+
+
+def _neighbours(sizes: Tensor, step: int) -> Tensor:
+    """For every row, behind `sizes[0]` others, the row of its sequence one step on; where there is none, the sequence.
+
+    sizes: sequences at each step, not increasing. step: 1 or -1.
+    """
+    first = sizes.cumsum(0) - sizes
+    time = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+    sequence = torch.arange(len(time)) - first[time]
+    other = (time + step).clamp(0, len(sizes) - 1)
+    there = (other != time) & (sequence < sizes[other])
+    return torch.where(there, sizes[0] + first[other] + sequence, sequence)
+
+
+def _neighbour(index, rows, ends, sizes):
+    """The neighbouring row of each, [R, N]; at its sequence's end that of `ends` [B, N] or, for None, zeros."""
+    if ends is None:
+        ends = rows.new_zeros(int(sizes[0]), rows.shape[1])
+    return torch.cat([ends, rows]).index_select(0, index)
+
+
+def _rows(t: Tensor, samples: int) -> Tensor:
+    """[R, N] by sample: [R / V, V, N]."""
+    return t.unflatten(0, (-1, samples))
+
+
+def _product(left: Tensor, right: Tensor, samples: int) -> Tensor:
+    """left^T right for each sample, [V, M, N]."""
+    return torch.einsum("rvm,rvn->vmn", _rows(left, samples), _rows(right, samples))
