@@ -29,8 +29,7 @@ def gradients(apply, apply_layer, samples, layer, needs, batch_sizes, y, tape, d
     da, dh_0, dc_0 = apply(layer, needs_da, batch_sizes, y, tape, dy, dh_n, dc_n, a, h_0, c_0, *through)[:3]
     dx = da @ w_ih if needs[0] else None
 
-    sizes = torch.full((x.shape[0],), x.shape[1]) if batch_sizes is None else batch_sizes
-    forward, backward = (_neighbours(sizes, step).to(x.device) for step in (-1, 1))
+    sizes = [x.shape[1]] * x.shape[0] if batch_sizes is None else batch_sizes.tolist()
     rows = [None if t is None else t.flatten(0, -2).chunk(directions, -1) for t in (a, da, y, dy)]
     if per_direction % 2 == 1:
         unprojected = _unprojected(apply_layer, layer, batch_sizes, x, h_0, c_0, weights)
@@ -38,14 +37,13 @@ def gradients(apply, apply_layer, samples, layer, needs, batch_sizes, y, tape, d
     for d in range(directions):
         a_d, da_d, y_d, dy_d = (None if t is None else t[d] for t in rows)
         w_hh, *rest = weights[d * per_direction + 1 : (d + 1) * per_direction]
-        before, after = (forward, backward) if d == 0 else (backward, forward)
-        h = _neighbour(before, y_d, None if h_0 is None else h_0[d], sizes)
+        h = _neighbour(y_d, None if h_0 is None else h_0[d], sizes, ahead=d == 1)  # what the step began with
         da_h = _of_hidden_gates(layer.mode, a_d, da_d, h, w_hh, rest)
         of_weights += [_product(da_d, x.flatten(0, -2), samples), _product(da_h, h, samples)]
         if len(rest) >= 2:
             of_weights += [_rows(t, samples).sum(0) for t in (da_d, da_h)]
         if len(rest) % 2 == 1:
-            dh = _neighbour(after, da_h @ w_hh, None if dh_n is None else dh_n[d], sizes)
+            dh = _neighbour(da_h @ w_hh, None if dh_n is None else dh_n[d], sizes, ahead=d == 0)
             of_weights.append(_product(dh if dy_d is None else dh + dy_d, unprojected[d], samples))
     return (dx, dh_0, dc_0), of_weights
 
@@ -75,24 +73,17 @@ def _unprojected(apply_layer, layer, batch_sizes, x, h_0, c_0, weights) -> list[
     return [part[:, output_size:] for part in y.chunk(directions, -1)]
 
 
-def _neighbours(sizes: Tensor, step: int) -> Tensor:
-    """For every row, behind `sizes[0]` others, the row of its sequence one step on; where there is none, the sequence.
-
-    sizes: sequences at each step, not increasing. step: 1 or -1.
-    """
-    first = sizes.cumsum(0) - sizes
-    time = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
-    sequence = torch.arange(len(time)) - first[time]
-    other = (time + step).clamp(0, len(sizes) - 1)
-    there = (other != time) & (sequence < sizes[other])
-    return torch.where(there, sizes[0] + first[other] + sequence, sequence)
-
-
-def _neighbour(index, rows, ends, sizes):
-    """The neighbouring row of each, [R, N]; at its sequence's end that of `ends` [B, N] or, for None, zeros."""
+def _neighbour(rows: Tensor, ends: Tensor | None, sizes: list[int], ahead: bool) -> Tensor:
+    """For every row [R, N] that of its sequence a step ahead or back, or else of `ends` [B, N] or zeros."""
     if ends is None:
-        ends = rows.new_zeros(int(sizes[0]), rows.shape[1])
-    return torch.cat([ends, rows]).index_select(0, index)
+        ends = rows.new_zeros(sizes[0], rows.shape[1])
+    if sizes[0] == sizes[-1]:  # all of one length
+        return torch.cat([rows[sizes[0] :], ends] if ahead else [ends, rows[: -sizes[0]]])
+    steps = rows.split(sizes)
+    if not ahead:
+        return torch.cat([ends, *(step[:size] for step, size in zip(steps, sizes[1:], strict=False))])
+    ended = [ends[after:size] for size, after in zip(sizes, [*sizes[1:], 0], strict=True)]
+    return torch.cat([part for pair in zip(steps[1:], ended, strict=False) for part in pair] + ended[-1:])
 
 
 def _rows(t: Tensor, samples: int) -> Tensor:

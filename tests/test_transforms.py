@@ -1,91 +1,165 @@
-"""Gradients of gradients, forward mode and torch.func: right, or refused where torch refuses too."""
+"""Every transform of every layer and cell gives what it gives for the same computation in plain PyTorch."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from torch import nn
-from torch.func import functional_call
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
 
-from tests.subject import LAYERS, gradients_of
+import rnn_ext
+from rnn_ext import ops
+from tests import plain
+from tests.subject import CELLS, LAYERS, Case, gradients_of
+from tests.test_gradients import as_function
 from tests.tolerances import assert_all_close, assert_close
 
 each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
+each_layer_and_cell = pytest.mark.parametrize("layer", LAYERS + CELLS, ids=str)
+
+SMALL = dict(input_size=2, hidden_size=3, dtype=torch.float64, lengths=(3, 3))
+OPTIONS = {
+    "one layer": {},
+    "no bias, no state given": {"bias": False, "given_state": False},
+    "unbatched, both directions": {"form": "unbatched", "lengths": (3,), "bidirectional": True},
+    "two layers, both directions, dropout": {"num_layers": 2, "bidirectional": True, "dropout": 0.5},
+    "packed, both directions": {"form": "unsorted", "lengths": (1, 3, 2), "bidirectional": True},
+}
+CELL_OPTIONS = {"batched": {}, "unbatched, no bias": {"form": "unbatched", "bias": False}}
+CASES = [
+    pytest.param(replace(Case(layer, **SMALL), **options), id=f"{layer}, {name}")
+    for layer in LAYERS
+    for name, options in OPTIONS.items()
+] + [
+    pytest.param(replace(Case(cell, **SMALL), lengths=(1,) * (1 + (name == "batched")), **options), id=f"{cell}, {name}")
+    for cell in CELLS
+    for name, options in CELL_OPTIONS.items()
+]
+each_case = pytest.mark.parametrize("case", CASES)
 
 
-@each_layer
-@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "dropout": 0.5}], ids=str)
-def test_a_gradient_penalty_is_right(layer, options):
-    ours, theirs = layer.make_both(4, 3, dtype=torch.float64, **options)
-    x, results = torch.randn(5, 2, 4, dtype=torch.float64, requires_grad=True), []
-    for module in (ours, theirs):
-        torch.manual_seed(2)
-        loss = module(x)[0].square().sum()
-        [dx] = torch.autograd.grad(loss, x, create_graph=True)
-        results.append(gradients_of(module, loss + dx.square().sum()))
-    assert_all_close(*results)
+def varied(values, seed: int):
+    """Other numbers of the same shapes, of the same size."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(v.shape, dtype=v.dtype, generator=generator) for v in values)
 
 
-def per_example(module, x):
-    return module(x)[0].square().sum()
+def loss_of(f):
+    """A number that depends on each output, by a different factor for each element."""
+
+    def loss(*values):
+        outputs = f(*values)
+        return sum((o * r + o.square()).sum() for o, r in zip(outputs, varied(outputs, 1)))
+
+    return loss
 
 
-FUNCTIONALS = {
-    "grad": lambda m, x: torch.func.grad(lambda x: per_example(m, x))(x),
-    "grad of weights": lambda m, x: torch.func.grad(
-        lambda w: functional_call(m, w, (x,))[0].square().sum()
-    )(dict(m.named_parameters()))["weight_hh_l0"],
-    "grad of grad": lambda m, x: torch.func.grad(
-        lambda x: torch.func.grad(lambda x: per_example(m, x))(x).square().sum()
-    )(x),
-    "jacrev": lambda m, x: torch.func.jacrev(lambda x: m(x)[0])(x),
-    "jvp": lambda m, x: torch.func.jvp(lambda x: m(x)[0], (x,), (torch.ones_like(x),))[1],
-    "jvp of grad": lambda m, x: torch.func.jvp(
-        torch.func.grad(lambda x: per_example(m, x)), (x,), (torch.ones_like(x),)
-    )[1],
-    "forward-mode level": lambda m, x: forward_mode(m, x),
-    "vmap": lambda m, x: torch.func.vmap(lambda x: m(x)[0])(torch.stack([x, 2 * x])),
-    "vmap of grad": lambda m, x: torch.func.vmap(
-        torch.func.grad(lambda x: per_example(m, x))
-    )(torch.stack([x, 2 * x])),
+def every(values) -> tuple[int, ...]:
+    return tuple(range(len(values)))
+
+
+def gradient_of(f, values):
+    return grad(loss_of(f), every(values))
+
+
+def slope_of(f, values):
+    """The gradient along a fixed direction, as a function."""
+
+    def slope(*at):
+        return sum((g * v).sum() for g, v in zip(gradient_of(f, values)(*at), varied(values, 2)))
+
+    return slope
+
+
+def one_sample_each(values, dims):
+    """Two samples of what has a dimension given, along that dimension."""
+    others = varied(values, 3)
+    return [v if d is None else torch.stack([v, o], d) for v, o, d in zip(values, others, dims)]
+
+
+def vmapped(f, values, dims):
+    return vmap(f, dims, randomness="same")(*one_sample_each(values, dims))
+
+
+def only_x(values):
+    return (1, *[None] * (len(values) - 1))
+
+
+def inputs(values):
+    """x and the states: what has no weights' shape; the weights follow the states."""
+    return tuple(0 if i == 0 else None for i, _ in enumerate(values))
+
+
+def forward_mode(f, values):
+    with forward_ad.dual_level():
+        outputs = f(*(forward_ad.make_dual(v, t) for v, t in zip(values, varied(values, 4))))
+        return [part for o in outputs for part in forward_ad.unpack_dual(o)]
+
+
+def gradient_in_forward_mode(f, values):
+    """Forward over backward by hand: the primals require gradients, and are dual."""
+    with forward_ad.dual_level():
+        leaves = [v.clone().requires_grad_() for v in values]
+        duals = [forward_ad.make_dual(v, t) for v, t in zip(leaves, varied(values, 4))]
+        gradients = torch.autograd.grad(loss_of(f)(*duals), leaves)
+        return [part for g in gradients for part in forward_ad.unpack_dual(g)]
+
+
+def batched_gradients(f, values):
+    """Several gradients of one call at once, as torch.autograd gives them."""
+    leaves = [v.clone().requires_grad_() for v in values]
+    y = f(*leaves)[0]
+    [dy] = varied([torch.stack([y, y])], 5)
+    return torch.autograd.grad(y, leaves, dy, is_grads_batched=True)
+
+
+def nested(f, values):
+    """Over x inside, over the last weight and x outside."""
+    dims = (0, *[None] * (len(values) - 2), 0)
+    samples = one_sample_each(values, dims)
+    samples[0] = torch.stack([samples[0], samples[0] + 1], 2)
+    return vmap(vmap(f, only_x(values), randomness="same"), dims, randomness="same")(*samples)
+
+
+TRANSFORMS = {
+    "grad": lambda f, v: gradient_of(f, v)(*v),
+    "grad of grad": lambda f, v: grad(slope_of(f, v), every(v))(*v),
+    "jacrev": lambda f, v: jacrev(lambda *v: f(*v)[0], every(v))(*v),
+    "jacfwd": lambda f, v: jacfwd(lambda *v: f(*v)[-1], every(v))(*v),
+    "hessian": lambda f, v: hessian(loss_of(f), (0, len(v) - 1))(*v),
+    "jvp": lambda f, v: [part for pair in zip(*jvp(f, v, varied(v, 4))) for part in pair],
+    "jvp of grad": lambda f, v: jvp(gradient_of(f, v), v, varied(v, 4))[1],
+    "grad of jvp": lambda f, v: grad(lambda *v: jvp(loss_of(f), v, varied(v, 4))[1], every(v))(*v),
+    "jvp of jvp": lambda f, v: jvp(lambda *v: jvp(f, v, varied(v, 4))[1], v, varied(v, 5))[1],
+    "vmap": lambda f, v: vmapped(f, v, only_x(v)),
+    "vmap over all": lambda f, v: vmapped(f, v, (0,) * len(v)),
+    "vmap over weights": lambda f, v: vmapped(f, v, (None, *[0] * (len(v) - 1))),
+    "nested vmap": nested,
+    "vmap of grad": lambda f, v: vmapped(gradient_of(f, v), v, only_x(v)),
+    "vmap of grad over all": lambda f, v: vmapped(gradient_of(f, v), v, (0,) * len(v)),
+    "vmap of grad of grad": lambda f, v: vmapped(grad(slope_of(f, v), every(v)), v, only_x(v)),
+    "vmap of jvp": lambda f, v: vmapped(lambda *v: jvp(f, v, varied(v, 4))[1], v, only_x(v)),
+    "jvp of vmap": lambda f, v: jvp(lambda *v: vmapped(f, v, only_x(v)), v, varied(v, 4))[1],
+    "grad of vmap": lambda f, v: grad(loss_of(lambda *v: vmapped(f, v, only_x(v))), every(v))(*v),
+    "grad of vmap of grad": lambda f, v: grad(
+        loss_of(lambda *v: vmapped(gradient_of(f, v), v, only_x(v))), every(v)
+    )(*v),
+    "forward mode": forward_mode,
+    "gradient in forward mode": gradient_in_forward_mode,
+    "batched gradients": batched_gradients,
 }  # fmt: skip
 
 
-def forward_mode(module, x):
-    with torch.autograd.forward_ad.dual_level():
-        y, _ = module(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
-        return torch.autograd.forward_ad.unpack_dual(y).tangent
+def flat(results) -> list[torch.Tensor]:
+    return [r for r in torch.utils._pytree.tree_leaves(results) if isinstance(r, torch.Tensor)]
 
 
-class PlainStack(nn.Module):
-    """One RNN layer step by step: what every transform differentiates right."""
-
-    def __init__(self, module: nn.RNNBase) -> None:
-        super().__init__()
-        self.activation = {"RNN_TANH": torch.tanh, "RNN_RELU": torch.relu}[module.mode]
-        for name, weight in module.named_parameters():
-            self.register_parameter(name, weight)
-
-    def forward(self, x):
-        h, steps = torch.zeros(x.shape[1], self.weight_hh_l0.shape[0], dtype=x.dtype), []
-        for x_t in x:
-            h = self.activation(
-                x_t @ self.weight_ih_l0.T + self.bias_ih_l0 + h @ self.weight_hh_l0.T + self.bias_hh_l0
-            )
-            steps.append(h)
-        return torch.stack(steps), h
-
-
-@pytest.mark.parametrize("layer", [layer for layer in LAYERS if layer.ours.__name__ == "RNN"], ids=str)
-@pytest.mark.parametrize("functional", FUNCTIONALS)
-def test_a_transform_is_right_or_refused_never_silently_wrong(layer, functional):
-    module, x = layer.make_ours(4, 3, dtype=torch.float64), torch.randn(5, 2, 4, dtype=torch.float64)
-    expected = FUNCTIONALS[functional](PlainStack(module), x)
-    try:
-        actual = FUNCTIONALS[functional](module, x)
-    except (RuntimeError, NotImplementedError):
-        theirs = layer.make_theirs(4, 3, dtype=torch.float64)
-        with pytest.raises((RuntimeError, NotImplementedError)):  # torch's own layer cannot do it either
-            FUNCTIONALS[functional](theirs, x)
-    else:
-        assert_close(actual, expected)
+@each_case
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+@pytest.mark.filterwarnings("error::rnn_ext.SlowPathWarning")
+def test_a_transform_is_right(case, transform):
+    ours, values = as_function(case)
+    values = tuple(v.detach() for v in values)
+    assert_all_close(flat(transform(ours, values)), flat(transform(plain.as_function(case), values)))
