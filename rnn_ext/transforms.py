@@ -13,8 +13,11 @@ turns into a larger batch stands in batching.py.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from rnn_ext import batching, ops
 from rnn_ext.ops import Stack
@@ -48,6 +51,22 @@ def gradients(x, h_0, c_0, weights, batch_sizes, masks, stack: Stack, needs, d_o
     return list(pull(_with_zeros(d_outputs, outputs)))
 
 
+def _for_outer_levels(jvp):
+    """jvp(ctx, saved tensors, *tangents) such that its own tangent is right, where forward mode is nested.
+
+    torch calls a Function's jvp with forward mode switched off at all levels, not at this one alone.
+    """
+
+    @functools.wraps(jvp)
+    def wrapped(ctx, *tangents):
+        with forward_ad._set_fwd_grad_enabled(True):
+            return jvp(
+                ctx, [None if t is None else forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors], *tangents
+            )
+
+    return wrapped
+
+
 class _Layer(torch.autograd.Function):
     """(layer, batch_sizes, x, h_0, c_0, *weights) -> y, h_n, an LSTM's c_n and, where the cell has one, the tape."""
 
@@ -74,8 +93,9 @@ class _Layer(torch.autograd.Function):
         return None, None, *_LayerGradient.apply(ctx.layer, needs, batch_sizes, y, tape, dy, dh_n, dc_n, *primals)
 
     @staticmethod
-    def jvp(ctx, *tangents):
-        batch_sizes, _, _, *primals = ctx.saved_tensors
+    @_for_outer_levels
+    def jvp(ctx, saved, *tangents):
+        batch_sizes, _, _, *primals = saved
         outputs = tangent(ctx.layer, batch_sizes, primals, tangents[2:])
         return *outputs, *[None] * (ctx.num_outputs - len(outputs))
 
@@ -93,7 +113,7 @@ class _LayerGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(layer, needs, batch_sizes, y, tape, dy, dh_n, dc_n, x, h_0, c_0, *weights):
-        saved = [] if tape is None else [tape]
+        y, *saved = (t.contiguous() for t in (y, tape) if t is not None)
         found = iter(ops.backward(x, h_0, weights, batch_sizes, (), y, saved, dy, dh_n, dc_n, layer, needs))
         wanted = (*needs[:3], *[needs[3]] * len(weights))
         return tuple(next(found).to(x.dtype) if need else None for need in wanted)
@@ -113,8 +133,9 @@ class _LayerGradient(torch.autograd.Function):
         return *[None] * 5, *of_outputs, *of_primals
 
     @staticmethod
-    def jvp(ctx, *tangents):
-        batch_sizes, y, tape, *tensors = ctx.saved_tensors
+    @_for_outer_levels
+    def jvp(ctx, saved, *tangents):
+        batch_sizes, y, tape, *tensors = saved
         d_outputs, primals = tensors[:3], tensors[3:]
         d_outputs_, primals_ = tangents[5:8], tangents[8:]
         result = [None] * len(primals)

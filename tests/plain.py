@@ -10,7 +10,7 @@ from tests.subject import Case
 
 def as_function(case: Case):
     """The case's call as a function of x (packed: its data), the states and the weights; it returns y, h_n (and c_n)."""
-    lengths = list(case.lengths)
+    lengths, num_states = list(case.lengths), len(case.state())
     if case.form == "unsorted":
         x = case.input()
         lengths = sorted(lengths, reverse=True)
@@ -18,8 +18,7 @@ def as_function(case: Case):
     names = [name for name, _ in case.make(case.layer.theirs).named_parameters()]
 
     def call(x, *rest):
-        states = list(rest[: len(case.state())])
-        weights = dict(zip(names, rest[len(states) :], strict=True))
+        states, weights = list(rest[:num_states]), dict(zip(names, rest[num_states:], strict=True))
         if case.form == "unbatched":
             x, states = x.unsqueeze(-2), [s.unsqueeze(-2) for s in states]
         if case.layer.is_cell:
