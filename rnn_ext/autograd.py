@@ -34,6 +34,8 @@ def recurrent(
         RuntimeError: if memory runs out; with torch's own text.
     """
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        if torch.compiler.is_compiling():
+            from rnn_ext import compiled as compiled
         return transforms.recurrent(x, h_0, c_0, weights, batch_sizes, masks, stack)
     if torch.is_grad_enabled() and (
         x.requires_grad

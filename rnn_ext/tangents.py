@@ -6,6 +6,8 @@ layer's gradient (transforms.py). In names, `x_` is the tangent of x.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -65,7 +67,7 @@ def _direction(mode, sizes, steps, initial, weights, weights_, reverse):
     return y_, [torch.cat(parts) for parts in zip(state, *reversed(ended), strict=True)]
 
 
-def _named(weights) -> dict[str, Tensor | None]:
+def _named(weights) -> dict[str, Any]:
     """The two to five weights of a direction by name."""
     names = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
     present = {2: names[:2], 3: names[:2] + names[4:], 4: names[:4], 5: names}[len(weights)]
@@ -109,18 +111,20 @@ def _rnn_relu(a, a_, b, b_, h, h_):
 
 
 def _lstm(a, a_, b, b_, h, h_, c, c_):
-    gates = zip((a + b).chunk(4, -1), (a_ + b_).chunk(4, -1), strict=True)
-    (i, i_), (f, f_), (g, g_), (o, o_) = (f(*gate) for f, gate in zip((_sigmoid, _sigmoid, _tanh, _sigmoid), gates))
+    sizes = [2 * c.shape[-1], c.shape[-1], c.shape[-1]]
+    gates = zip((a + b).split(sizes, -1), (a_ + b_).split(sizes, -1), strict=True)
+    (i_f, i_f_), (g, g_), (o, o_) = (f(*gate) for f, gate in zip((_sigmoid, _tanh, _sigmoid), gates, strict=True))
+    (i, f), (i_, f_) = i_f.chunk(2, -1), i_f_.chunk(2, -1)
     c, c_ = f * c + i * g, f_ * c + f * c_ + i_ * g + i * g_
     s, s_ = _tanh(c, c_)
     return o * s, o_ * s + o * s_, c, c_
 
 
 def _gru(a, a_, b, b_, h, h_):
-    (a_r, a_z, a_n), (b_r, b_z, b_n) = a.chunk(3, -1), b.chunk(3, -1)
-    (a_r_, a_z_, a_n_), (b_r_, b_z_, b_n_) = a_.chunk(3, -1), b_.chunk(3, -1)
-    r, r_ = _sigmoid(a_r + b_r, a_r_ + b_r_)
-    z, z_ = _sigmoid(a_z + b_z, a_z_ + b_z_)
+    sizes = [2 * h.shape[-1], h.shape[-1]]
+    (a_rz, a_n), (a_rz_, a_n_), (b_rz, b_n), (b_rz_, b_n_) = (t.split(sizes, -1) for t in (a, a_, b, b_))
+    r_z, r_z_ = _sigmoid(a_rz + b_rz, a_rz_ + b_rz_)
+    (r, z), (r_, z_) = r_z.chunk(2, -1), r_z_.chunk(2, -1)
     n, n_ = _tanh(a_n + r * b_n, a_n_ + r_ * b_n + r * b_n_)
     return n + z * (h - n), n_ + z_ * (h - n) + z * (h_ - n_)
 

@@ -28,14 +28,14 @@ def recurrent(x, h_0, c_0, weights, batch_sizes, masks, stack: Stack) -> tuple[T
     """`rnn_ext.autograd.recurrent` for any transform, one operator call for each layer; arguments as there."""
     layer, directions = Stack(stack.mode, 1, stack.bidirectional), 2 if stack.bidirectional else 1
     states, per_layer = 2 if stack.mode == "LSTM" else 1, len(weights) // stack.num_layers
-    finals = []
+    finals: list[list[Tensor]] = []
     for i in range(stack.num_layers):
         initial = [None if s is None else s[i * directions : (i + 1) * directions] for s in (h_0, c_0)]
         own = weights[i * per_layer : (i + 1) * per_layer]
         y, *rest = _Layer.apply(layer, batch_sizes, x, *initial, *own)
         finals.append(rest[:states])
         x = y * masks[i] if i < len(masks) else y
-    return x, *(finals[0] if stack.num_layers == 1 else map(torch.cat, zip(*finals, strict=True)))
+    return x, *(torch.cat(final) for final in zip(*finals, strict=True))
 
 
 def gradients(x, h_0, c_0, weights, batch_sizes, masks, stack: Stack, needs, d_outputs) -> list[Tensor]:
@@ -60,9 +60,8 @@ def _for_outer_levels(jvp):
     @functools.wraps(jvp)
     def wrapped(ctx, *tangents):
         with forward_ad._set_fwd_grad_enabled(True):
-            return jvp(
-                ctx, [None if t is None else forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors], *tangents
-            )
+            saved = [None if t is None else forward_ad.unpack_dual(t, level=0).primal for t in ctx.saved_tensors]
+            return jvp(ctx, saved, *tangents)
 
     return wrapped
 

@@ -1,4 +1,4 @@
-"""Every layer and cell in plain PyTorch, one sequence and one step at a time: what any transform differentiates right."""
+"""Every layer and cell in plain PyTorch, one sequence and one step at a time: any transform of it is right."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.subject import Case
 
 
 def as_function(case: Case):
-    """The case's call as a function of x (packed: its data), the states and the weights; it returns y, h_n (and c_n)."""
+    """The case's call as a function of x (packed: its data), the states and the weights; like `as_function` of ours."""
     lengths, num_states = list(case.lengths), len(case.state())
     if case.form == "unsorted":
         x = case.input()

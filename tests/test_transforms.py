@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,6 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_state, vmap
 
-import rnn_ext
 from rnn_ext import ops
 from tests import plain
 from tests.subject import CELLS, LAYERS, Case, gradients_of
@@ -90,11 +90,6 @@ def only_x(values):
     return (1, *[None] * (len(values) - 1))
 
 
-def inputs(values):
-    """x and the states: what has no weights' shape; the weights follow the states."""
-    return tuple(0 if i == 0 else None for i, _ in enumerate(values))
-
-
 def forward_mode(f, values):
     with forward_ad.dual_level():
         outputs = f(*(forward_ad.make_dual(v, t) for v, t in zip(values, varied(values, 4))))
@@ -166,3 +161,135 @@ def test_a_transform_is_right(case, transform):
     ours, values = as_function(case)
     values = tuple(v.detach() for v in values)
     assert_all_close(flat(transform(ours, values)), flat(transform(plain.as_function(case), values)))
+
+
+# What it takes
+
+
+@pytest.fixture
+def operator_calls(monkeypatch):
+    """The names of the operators called, in order."""
+    calls = []
+
+    def counted(name, operator):
+        def call(*args):
+            calls.append(name)
+            return operator(*args)
+
+        return call
+
+    for name in ("forward", "backward"):
+        monkeypatch.setattr(ops, f"_{name}_op", counted(name, getattr(ops, f"_{name}_op")))
+    return calls
+
+
+@each_layer_and_cell
+def test_vmap_over_inputs_is_one_operator_call(layer, operator_calls):
+    module = layer.make_ours(4, 3)
+    x = torch.randn(6, 2, 4) if layer.is_cell else torch.randn(6, 5, 2, 4)
+    vmap(module)(x)
+    assert operator_calls == ["forward"]
+
+
+@each_layer_and_cell
+def test_gradients_per_sample_are_one_backward_operator_call(layer, operator_calls):
+    module = layer.make_ours(4, 3)
+    x = torch.randn(6, 4) if layer.is_cell else torch.randn(6, 5, 4)
+
+    def loss(weights, x):
+        return layer.named_outputs(functional_call(module, weights, (x,)))["h_n"].square().sum()
+
+    gradients = vmap(grad(loss), (None, 0))(dict(module.named_parameters()), x)
+    # A projected layer runs forward once more, for what it projects.
+    assert operator_calls == ["forward", "backward"] + ["forward"] * layer.projected
+    assert all(g.shape == (6, *w.shape) for g, w in zip(gradients.values(), module.parameters(), strict=True))
+
+
+@each_layer
+def test_each_layer_of_a_stack_is_one_operator_call(layer, operator_calls):
+    module = layer.make_ours(4, 3, num_layers=3, bidirectional=True)
+    vmap(grad(lambda x: module(x)[0].sum()))(torch.randn(6, 5, 4))
+    assert operator_calls == ["forward"] * 3 + ["backward"] * 3
+
+
+# Uses
+
+
+@each_layer_and_cell
+def test_an_ensemble_gives_what_its_members_give(layer):
+    members = [layer.make_ours(4, 3) for _ in range(3)]
+    weights, buffers = stack_module_state(members)
+    x = torch.randn(2, 4) if layer.is_cell else torch.randn(5, 2, 4)
+    together = vmap(lambda w, b: functional_call(members[0], (w, b), (x,)), (0, 0))(weights, buffers)
+    apart = [flat(member(x)) for member in members]
+    assert_all_close(flat(together), [torch.stack(parts) for parts in zip(*apart, strict=True)])
+
+
+@each_layer
+def test_dropout_under_vmap_follows_its_randomness(layer):
+    module, x = layer.make_ours(4, 30, num_layers=2, dropout=0.5), torch.randn(5, 1, 4).expand(2, -1, -1, -1)
+    with pytest.raises(RuntimeError, match="randomness"):
+        vmap(module)(x)
+    same = vmap(module, randomness="same")(x)[0]
+    different = vmap(module, randomness="different")(x)[0]
+    assert torch.equal(same[0], same[1])
+    assert not torch.equal(different[0], different[1])
+
+
+@each_layer_and_cell
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_forward_mode_in_a_lower_precision(layer, dtype):
+    if layer.options.get("nonlinearity") == "relu" and dtype == torch.bfloat16:
+        pytest.skip("ReLU's derivative jumps: no bound on one tangent at this precision")
+    module, x = layer.make_ours(4, 3, dtype=dtype), torch.randn(2, 4) if layer.is_cell else torch.randn(5, 2, 4)
+    results = []
+    for m in (module, copy.deepcopy(module).double()):
+        values = x.to(dtype).to(m.weight_ih.dtype if layer.is_cell else m.weight_ih_l0.dtype)
+        outputs, tangents = jvp(lambda x, m=m: tuple(flat(m(x))), (values,), (torch.ones_like(values),))
+        results.append(outputs + tangents)
+    for actual, expected in zip(*results, strict=True):
+        assert actual.dtype == dtype
+        assert_close(actual, expected)
+
+
+@each_layer
+def test_a_module_whose_weights_are_dual(layer):
+    module, x = layer.make_ours(4, 3, dtype=torch.float64), torch.randn(5, 2, 4, dtype=torch.float64)
+    weights = dict(module.named_parameters())
+    with forward_ad.dual_level():
+        duals = {name: forward_ad.make_dual(w, torch.ones_like(w)) for name, w in weights.items()}
+        y = functional_call(module, duals, (x,))[0]
+        tangent = forward_ad.unpack_dual(y).tangent
+    ones = {name: torch.ones_like(w) for name, w in weights.items()}
+    assert torch.equal(y, module(x)[0])
+    assert_close(tangent, jvp(lambda w: functional_call(module, w, (x,))[0], (weights,), (ones,))[1])
+
+
+COMPILED = {
+    "grad": lambda m, x: grad(lambda x: m(x)[0].square().sum())(x),
+    "vmap": lambda m, x: vmap(lambda x: m(x)[0])(x),
+    "vmap of grad": lambda m, x: vmap(grad(lambda x: m(x)[0].square().sum()))(x),
+    "jvp": lambda m, x: jvp(lambda x: m(x)[0], (x,), (torch.ones_like(x),))[1],
+}
+
+
+@pytest.mark.parametrize("layer", [LAYERS[-1], LAYERS[-2]], ids=str)
+@pytest.mark.parametrize("transform", COMPILED.values(), ids=COMPILED)
+def test_a_compiled_transform_needs_no_graph_break(layer, transform):
+    torch.compiler.reset()
+    module, x = layer.make_ours(4, 3), torch.randn(2, 5, 4)
+    compiled = torch.compile(lambda x: transform(module, x), fullgraph=True, backend="aot_eager")
+    assert_close(compiled(x), transform(module, x))
+
+
+@each_layer
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "dropout": 0.5}], ids=str)
+def test_a_gradient_penalty_is_right(layer, options):
+    ours, theirs = layer.make_both(4, 3, dtype=torch.float64, **options)
+    x, results = torch.randn(5, 2, 4, dtype=torch.float64, requires_grad=True), []
+    for module in (ours, theirs):
+        torch.manual_seed(2)
+        loss = module(x)[0].square().sum()
+        [dx] = torch.autograd.grad(loss, x, create_graph=True)
+        results.append(gradients_of(module, loss + dx.square().sum()))
+    assert_all_close(*results)
