@@ -38,7 +38,7 @@ def recurrent(x, h_0, c_0, weights, batch_sizes, masks, stack: Stack) -> tuple[T
     return x, *(torch.cat(final) for final in zip(*finals, strict=True))
 
 
-def gradients(x, h_0, c_0, weights, batch_sizes, masks, stack: Stack, needs, d_outputs) -> list[Tensor]:
+def gradients(x, h_0, c_0, weights, batch_sizes, masks, stack, needs, d_outputs):
     """The gradients that the backward operator gives, but such that any transform of them is right."""
     primals = [x, h_0, c_0, *weights]
     wanted = [i for i, need in enumerate((*needs[:3], *[needs[3]] * len(weights))) if need]
