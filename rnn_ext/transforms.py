@@ -38,8 +38,14 @@ def recurrent(x, h_0, c_0, weights, batch_sizes, masks, stack: Stack) -> tuple[T
     return x, *(torch.cat(final) for final in zip(*finals, strict=True))
 
 
-def gradients(x, h_0, c_0, weights, batch_sizes, masks, stack, needs, d_outputs):
-    """The gradients that the backward operator gives, but such that any transform of them is right."""
+def gradients(d_outputs, x, h_0, c_0, weights, batch_sizes, masks, stack, needs):
+    """The gradients that the backward operator gives, but such that any transform of them is right.
+
+    Args:
+        d_outputs: gradients of y, h_n and c_n, or None for zeros.
+        x, ...: as for `recurrent`.
+        needs: which gradients are wanted: of x, h_0, c_0 and all weights.
+    """
     primals = [x, h_0, c_0, *weights]
     wanted = [i for i, need in enumerate((*needs[:3], *[needs[3]] * len(weights))) if need]
 
