@@ -62,11 +62,11 @@ def recurrent(
 
 
 def _forward(x, h_0, c_0, weights, batch_sizes, masks, stack, save):
-    return _forward_op(x, h_0, c_0, weights, batch_sizes, masks, *stack, save, settings.is_batch_invariant())
+    return _forward_op(x, h_0, c_0, weights, batch_sizes, masks or None, *stack, save, settings.is_batch_invariant())
 
 
 def _backward(x, h_0, weights, batch_sizes, masks, y, saved, dy, dh_n, dc_n, stack, needs):
-    tensors = (x, h_0, weights, batch_sizes, masks, y, saved, dy, dh_n, dc_n)
+    tensors = (x, h_0, weights, batch_sizes, masks or None, y, saved, dy, dh_n, dc_n)
     invariant = settings.is_batch_invariant()
     if torch.compiler.is_compiling():
         return _backward_op(*tensors, *stack, *needs, invariant)
