@@ -39,6 +39,8 @@ def reason_for_torch(tensors: Sequence[Tensor]) -> str | None:
         return "inside forward-mode differentiation"
     if torch.jit.is_tracing():
         return "traced by torch.jit"
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+        return "exported to ONNX"
     return None
 
 
