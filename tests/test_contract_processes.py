@@ -60,7 +60,8 @@ def train_on_half(rank: int, store: str, wrap, paths) -> None:
             wrapped, gradient_of = wrap(module)
             loss_of(wrapped(x.chunk(2, dim=-2)[rank])).backward()
             for (name, weight), expected in zip(module.named_parameters(), whole.parameters(), strict=True):
-                torch.testing.assert_close(gradient_of(weight), expected.grad, msg=lambda m, n=name: f"{path}.{n}: {m}")
+                at = f"{path}.{name}"
+                torch.testing.assert_close(gradient_of(weight), expected.grad, msg=lambda m, at=at: f"{at}: {m}")
     finally:
         dist.destroy_process_group()
 
