@@ -27,7 +27,8 @@ TESTS = Path(__file__).parent
 README = TESTS.parent / "README.md"
 HEADING = "## The contract"
 SECTIONS = ("Base class", "Constructor", "Parameters", "Forward", "Autograd", "Around it")
-CLASSES = tuple(dict.fromkeys(row.theirs.__name__ for row in LAYERS + CELLS))
+LAYER_CLASSES, CELL_CLASSES = (list(dict.fromkeys(row.theirs.__name__ for row in rows)) for rows in (LAYERS, CELLS))
+CLASSES = LAYER_CLASSES + CELL_CLASSES
 SUBJECTS = ("torch.nn", "rnn_ext")
 
 Results = dict[str, dict[str, bool]]  # promise -> class of torch.nn -> whether every test of it passed
@@ -92,9 +93,11 @@ def measure(subject: str) -> Results:
 
 def verdict(classes: dict[str, bool]) -> str:
     """A cell of the table: yes, no, or for which classes."""
-    kept, broken = ([name for name, passed in classes.items() if passed is value] for value in (True, False))
+    kept, broken = ([name for name in CLASSES if classes.get(name) is passed] for passed in (True, False))
     if not kept or not broken:
         return "yes" if kept else "no"
+    if kept in (LAYER_CLASSES, CELL_CLASSES):
+        return "layers only" if kept == LAYER_CLASSES else "cells only"
     return f"not {', '.join(broken)}" if len(broken) <= len(kept) else f"{', '.join(kept)} only"
 
 

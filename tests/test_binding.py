@@ -64,7 +64,7 @@ def test_nothing_is_saved_when_nothing_asks_for_a_gradient(layer):
     "changed", ["x", "h_0", "weight_ih_l0", "weight_hh_l0", "weight_ih_l1", "weight_hh_l1"]
 )
 def test_changing_a_saved_tensor_in_place_raises(layer, changed):
-    module, x = layer.make_ours(4, 3, 2), torch.randn(5, 2, 4)
+    module, x = layer.make_ours(4, 3, 2), torch.randn(5, 2, 4, requires_grad=True)
     states = [torch.randn(shape) for shape in layer.state_shapes(2, 2, 3)]
     y, _ = module(x, layer.state(*states))
     with torch.no_grad():

@@ -30,6 +30,16 @@ def test_a_module_is_no_instance_of_torchs_own_class(layer):
     assert layer.ours is layer.theirs or not isinstance(layer.make_ours(4, 3), layer.theirs)
 
 
+@promise("Base class", "`flatten_parameters` and `all_weights`")
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_flattening_the_parameters_changes_nothing(layer):
+    module, x = layer.make_ours(4, 3, 2, bidirectional=True), layer.random_input(4)
+    expected = module(x)[0]
+    module.flatten_parameters()
+    assert torch.equal(module(x)[0], expected)
+    assert [id(w) for group in module.all_weights for w in group] == [id(w) for w in module.parameters()]
+
+
 @promise("Constructor", "every argument by position")
 @each_class
 def test_every_argument_may_be_given_by_position(layer):

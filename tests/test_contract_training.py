@@ -112,7 +112,7 @@ def test_hooks_see_and_change_the_call(layer):
     assert_close(x.grad, 2 * expected)
 
 
-@promise("Around it", "names in the profiler that tell what ran, backward too")
+@promise("Around it", "the profiler names the recurrent operator, forward and backward")
 @each_module
 def test_the_profiler_shows_readable_names(layer):
     module, x = layer.make_ours(4, 3), layer.random_input(4)
