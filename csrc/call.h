@@ -24,6 +24,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 using Maybe = std::optional<Tensor>;
+using MaybeTensors = std::optional<Tensors>;
 
 inline int dtype_of(const Tensor& x) {
   switch (x.scalar_type()) {

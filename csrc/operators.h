@@ -6,19 +6,20 @@
 namespace rnn_ext {
 
 inline constexpr const char* rnn_forward_schema =
-    "rnn_forward(Tensor x, Tensor? h_0, Tensor? c_0, Tensor[] weights, Tensor? batch_sizes, Tensor[] masks, str mode, "
+    "rnn_forward(Tensor x, Tensor? h_0, Tensor? c_0, Tensor[] weights, Tensor? batch_sizes, Tensor[]? masks, str mode, "
     "int num_layers, bool bidirectional, bool save, bool batch_invariant) -> Tensor[]";
 inline constexpr const char* rnn_backward_schema =
-    "rnn_backward(Tensor x, Tensor? h_0, Tensor[] weights, Tensor? batch_sizes, Tensor[] masks, Tensor y, "
+    "rnn_backward(Tensor x, Tensor? h_0, Tensor[] weights, Tensor? batch_sizes, Tensor[]? masks, Tensor y, "
     "Tensor[] saved, Tensor? dy, Tensor? dh_n, Tensor? dc_n, str mode, int num_layers, bool bidirectional, "
     "bool need_dx, bool need_dh_0, bool need_dc_0, bool need_dw, bool batch_invariant) -> Tensor[]";
 
+// Without dropout masks is None, not empty: AOTInductor packages make None of an empty list.
 // y, h_n, c_n (if the cell has one) and, if `save`, what backward needs: the outputs of the layers below the last (if
 // any) and the tape (if there is one).
 template <class Device>
-Tensors rnn_forward(Tensor x, Maybe h_0, Maybe c_0, Tensors weights, Maybe batch_sizes, Tensors masks,
+Tensors rnn_forward(Tensor x, Maybe h_0, Maybe c_0, Tensors weights, Maybe batch_sizes, MaybeTensors masks,
                     std::string mode, int64_t num_layers, bool bidirectional, bool save, bool batch_invariant) {
-  const Call call(x, h_0, c_0, weights, batch_sizes, masks, mode, num_layers, bidirectional);
+  const Call call(x, h_0, c_0, weights, batch_sizes, masks.value_or(Tensors{}), mode, num_layers, bidirectional);
   const Shape& s = call.shape;
   ForwardArgs args = call.args<ForwardArgs>();
   Tensors out;
@@ -45,10 +46,12 @@ Tensors rnn_forward(Tensor x, Maybe h_0, Maybe c_0, Tensors weights, Maybe batch
 // The wanted gradients in this order: dx, dh_0, dc_0 (each if needed), one for each weight (if need_dw); in the compute
 // type. `saved` is what forward returned behind the final states.
 template <class Device>
-Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, Tensors masks, Tensor y, Tensors saved,
-                     Maybe dy, Maybe dh_n, Maybe dc_n, std::string mode, int64_t num_layers, bool bidirectional,
-                     bool need_dx, bool need_dh_0, bool need_dc_0, bool need_dw, bool batch_invariant) {
-  const Call call(x, h_0, std::nullopt, weights, batch_sizes, masks, mode, num_layers, bidirectional);
+Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, MaybeTensors masks, Tensor y,
+                     Tensors saved, Maybe dy, Maybe dh_n, Maybe dc_n, std::string mode, int64_t num_layers,
+                     bool bidirectional, bool need_dx, bool need_dh_0, bool need_dc_0, bool need_dw,
+                     bool batch_invariant) {
+  const Call call(x, h_0, std::nullopt, weights, batch_sizes, masks.value_or(Tensors{}), mode, num_layers,
+                  bidirectional);
   const Shape& s = call.shape;
   const ScalarType type = compute_type(x);
   BackwardArgs args = call.args<BackwardArgs>();

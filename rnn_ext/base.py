@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnn_ext import torch_path
-from rnn_ext.call import Call, as_call, read_weights, run
+from rnn_ext.call import UNCHECKED, Call, as_call, read_weights, run
 from rnn_ext.ops import Stack
 
 
@@ -21,6 +21,7 @@ class Recurrent(nn.RNNBase):
     """
 
     _DIM_ERROR: ClassVar[str]  # torch's words for an input that is neither 2-D nor 3-D
+    _STATES: ClassVar[int] = 1
 
     def _forward(self, input, hx):
         call = self.prepare(input, hx)
@@ -42,7 +43,7 @@ class Recurrent(nn.RNNBase):
         if isinstance(input, PackedSequence):
             x, batch_sizes, sorted_indices, _ = input
             if states is not None and sorted_indices is not None:
-                states = tuple(s.index_select(1, sorted_indices) for s in states)
+                states = tuple(states[i].index_select(1, sorted_indices) for i in range(self._STATES))
         else:
             x, batch_sizes, dim = input, None, input.dim()
             if dim not in (2, 3):
@@ -51,14 +52,14 @@ class Recurrent(nn.RNNBase):
                 self._check_dims(dim, states)
             if dim == 2:
                 x = x.unsqueeze(0 if self.batch_first else 1)
-                states = None if states is None else tuple(s.unsqueeze(1) for s in states)
+                states = None if states is None else tuple(states[i].unsqueeze(1) for i in range(self._STATES))
         weights = read_weights(self, self._flat_weights_names)
         refused = self._check(x, states, batch_sizes, weights)
         if self.batch_first and batch_sizes is None:
             x = x.transpose(0, 1)
         return as_call(x, states, batch_sizes, weights, Stack(self.mode, self.num_layers, self.bidirectional), refused)
 
-    def _states(self, hx) -> tuple[Tensor, ...]:
+    def _states(self, hx) -> Any:
         return (hx,)
 
     def _check_dims(self, dim: int, states: tuple[Tensor, ...]) -> None:
@@ -76,7 +77,7 @@ class Recurrent(nn.RNNBase):
     ) -> str | None:
         """Raises torch's own errors; what only torch's operator can judge is left to it, with the reason returned."""
         if any(w is None for w in weights):
-            return "a weight is None"
+            return UNCHECKED
         if input.dtype != weights[0].dtype and not torch._C._is_any_autocast_enabled():
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({weights[0].dtype}). "
@@ -89,7 +90,8 @@ class Recurrent(nn.RNNBase):
             raise RuntimeError(
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.shape[-1]}"
             )
-        if states is not None:
+        # How many sequences are packed is data, which a traced call does not have: the operator checks it then.
+        if states is not None and (batch_sizes is None or not torch.compiler.is_compiling()):
             self._check_sizes(input, states, batch_sizes)
         return None
 
@@ -116,4 +118,4 @@ class Recurrent(nn.RNNBase):
             sizes = (self.proj_size or self.hidden_size, self.hidden_size)[: 2 if self.mode == "LSTM" else 1]
             states = tuple(torch.zeros(layers, batch, n, dtype=input.dtype, device=input.device) for n in sizes)
         options = (call.weights, self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
-        return torch_path.call(self.mode, input, tuple(states), batch_sizes, *options)
+        return torch_path.call(self.mode, input, states, batch_sizes, *options)

@@ -12,6 +12,8 @@ from rnn_ext.autograd import recurrent
 from rnn_ext.ops import Stack, raise_out_of_memory
 from rnn_ext.route import reason_for_torch, warn_slow
 
+UNCHECKED = "torch's operator is to judge these arguments"  # a Call.reason: none of our checks can speak in its words
+
 
 class Call(NamedTuple):
     """A call whose arguments are checked. Time comes first whatever batch_first says; a cell's call has one step."""

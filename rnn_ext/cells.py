@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import _VF, Tensor, nn
 
-from rnn_ext.call import Call, as_call, read_weights, run
+from rnn_ext.call import UNCHECKED, Call, as_call, read_weights, run
 from rnn_ext.ops import Stack
 
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -54,8 +54,7 @@ class Cell(nn.RNNCellBase):
         odd = odd or features != self.input_size or self.hidden_size == 0
         for state in states or ():
             odd = odd or state.shape != state_shape
-        reason = "a weight is None or a size is not the constructor's" if odd else None
-        return as_call(input, states, None, weights, stack, reason)
+        return as_call(input, states, None, weights, stack, UNCHECKED if odd else None)
 
     def _states(self, hx, batched: bool) -> Sequence[Tensor]:
         if hx.dim() not in (1, 2):

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnn_ext import settings
 from rnn_ext._load import _C
 from rnn_ext.base import Recurrent
+from rnn_ext.call import UNCHECKED
 from rnn_ext.cells import Cell
 
 _PLANS = {
@@ -63,16 +64,19 @@ def explain(
 
     Args:
         module: a layer or a cell of rnn_ext.
-        input, hx: as for the call, shapes and dtypes too; nothing is computed.
+        input, hx: as for the call, shapes and dtypes too; nothing is computed, unless to see torch refuse it.
 
     Raises:
         TypeError: if module is not a layer or a cell of rnn_ext.
-        ValueError, RuntimeError: what the call itself would raise for these arguments, but for what is left to
-            torch's operator to refuse; then the path is "torch".
+        ValueError, RuntimeError: what the call itself would raise for sizes and states like these. Dtypes, devices and
+            packings that cannot be are judged at the call alone.
     """
     if not isinstance(module, (Recurrent, Cell)):
         raise TypeError(f"explain: expected a layer or a cell of rnn_ext, got {type(module).__name__}")
     call = module.prepare(input, hx)
+    if call.reason == UNCHECKED:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            module._run_torch(call)
     threads = torch.get_num_threads()
     if call.reason is not None:
         return Explanation("torch", call.reason, None, None, threads, None)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rnn_ext.base import Recurrent as Recurrent
+from rnn_ext.call import UNCHECKED
 
 
 class RNN(Recurrent):
@@ -123,6 +124,7 @@ class LSTM(Recurrent):
     """
 
     _DIM_ERROR = "LSTM: Expected input to be 2D or 3D, got {}D instead"
+    _STATES = 2
 
     @overload
     def __init__(
@@ -146,19 +148,20 @@ class LSTM(Recurrent):
         super().__init__("LSTM", *args, **kwargs)
 
     def _states(self, hx):
-        return tuple(hx) if isinstance(hx, (tuple, list)) else (hx[0], hx[1])
+        return hx  # whatever it is: torch too looks at hx[0] and hx[1], and leaves the rest to its operator
 
     def _check(self, input, states, batch_sizes, weights):
         try:
-            if states is None or len(states) == 2:
-                return super()._check(input, states, batch_sizes, weights)
-        except (RuntimeError, ValueError):
+            reason = super()._check(input, states, batch_sizes, weights)
+        except Exception:
             if batch_sizes is None:
                 raise
-        return "arguments that torch's operator refuses"  # all that is wrong with a packed call, too
+            return UNCHECKED  # torch checks nothing of a packed call
+        pair = isinstance(states, (tuple, list)) and len(states) == 2
+        return reason if pair or states is None else UNCHECKED
 
     def _check_dims(self, dim, states):
-        h, c = states[:2]
+        h, c = states[0], states[1]
         if h.dim() != dim or c.dim() != dim:
             kind = "batched" if dim == 3 else "unbatched"
             raise RuntimeError(

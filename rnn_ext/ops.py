@@ -31,12 +31,12 @@ class Stack(NamedTuple):
 
 def forward(x, h_0, c_0, weights, batch_sizes, masks, stack, save):
     """The operator: y, h_n, an LSTM's c_n and, if `save`, what backward needs. The arguments are `recurrent`'s."""
-    return _forward_op(x, h_0, c_0, weights, batch_sizes, masks, *stack, save, settings.is_batch_invariant())
+    return _forward_op(x, h_0, c_0, weights, batch_sizes, masks or None, *stack, save, settings.is_batch_invariant())
 
 
 def backward(x, h_0, weights, batch_sizes, masks, y, saved, dy, dh_n, dc_n, stack, needs):
     """The operator: the gradients that `needs` asks for (of x, h_0, c_0 and all weights), in the compute type."""
-    tensors = (x, h_0, weights, batch_sizes, masks, y, saved, dy, dh_n, dc_n)
+    tensors = (x, h_0, weights, batch_sizes, masks or None, y, saved, dy, dh_n, dc_n)
     invariant = settings.is_batch_invariant()
     if torch.compiler.is_compiling():
         return _backward_op(*tensors, *stack, *needs, invariant)

@@ -34,6 +34,8 @@ def reason_for_torch(tensors: Sequence[Tensor]) -> str | None:
             return "tensors differ in dtype or device"
     if torch.jit.is_tracing():
         return "traced by torch.jit"
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+        return "exported to ONNX"
     return None
 
 

@@ -24,6 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "sanitize: drives the kernels at small sizes; fast enough under sanitizers"
     )
     config.addinivalue_line("markers", "slow: runs only with --run-slow")
+    config.addinivalue_line("markers", "promise(section, text): proves a line of the README's table")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

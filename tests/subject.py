@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -37,6 +37,11 @@ class Layer:
     @property
     def is_cell(self) -> bool:
         return issubclass(self.theirs, nn.RNNCellBase)
+
+    @property
+    def path(self) -> str:
+        """The dotted name of our class, for code that runs in another process."""
+        return f"{self.ours.__module__}.{self.ours.__qualname__}"
 
     def output_size(self, hidden_size: int) -> int:
         """The size of h."""
@@ -69,6 +74,14 @@ class Layer:
         *rows, hidden_size = shape
         return [(*rows, self.output_size(hidden_size) if s == "h" else hidden_size) for s in self.states]
 
+    def random_input(self, features: int, batch: int = 2, time: int = 5, **options) -> Tensor:
+        """[T, B, I], for a cell [B, I]."""
+        return torch.randn((batch, features) if self.is_cell else (time, batch, features), **options)
+
+    def total(self, result) -> Tensor:
+        """A loss in which every output counts."""
+        return sum(output.float().square().sum() for output in self.named_outputs(result).values())
+
     def named_outputs(self, result) -> dict[str, Tensor]:
         """y (a layer's, the data of a PackedSequence), h_n and, where there is one, c_n."""
         return named_outputs((None, result)) if self.is_cell else named_outputs(result)
@@ -88,6 +101,11 @@ CELLS = [
     Layer(rnn_ext.LSTMCell, nn.LSTMCell, states=("h", "c")),
     Layer(rnn_ext.GRUCell, nn.GRUCell),
 ]
+
+# The subject of the tests may be torch.nn itself: then what they tell is what torch does (tests/contract.py).
+SUBJECT_VARIABLE = "RNN_EXT_TEST_SUBJECT"
+if os.environ.get(SUBJECT_VARIABLE) == "torch.nn":
+    LAYERS, CELLS = ([replace(row, ours=row.theirs) for row in rows] for rows in (LAYERS, CELLS))
 
 # The dtypes that have kernels.
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]

@@ -10,8 +10,8 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.checkpoint import checkpoint
 
+from tests.contract import promise
 from tests.subject import DTYPES, LAYERS, gradients_of, named_outputs
 from tests.tolerances import assert_all_close, assert_close
 
@@ -34,6 +34,7 @@ def saved_tensors():
         yield saved
 
 
+@promise("Autograd", "nothing is saved under `no_grad` and `inference_mode`")
 @each_layer
 @pytest.mark.parametrize("grad_mode", [torch.no_grad, torch.inference_mode])
 def test_nothing_is_saved_without_grad_mode(layer, grad_mode):
@@ -57,12 +58,13 @@ def test_nothing_is_saved_when_nothing_asks_for_a_gradient(layer):
     assert not any(output.requires_grad for output in named_outputs((y, h_n)).values())
 
 
+@promise("Autograd", "a saved tensor changed in place raises in backward")
 @each_layer
 @pytest.mark.parametrize(
     "changed", ["x", "h_0", "weight_ih_l0", "weight_hh_l0", "weight_ih_l1", "weight_hh_l1"]
 )
 def test_changing_a_saved_tensor_in_place_raises(layer, changed):
-    module, x = layer.make_ours(4, 3, 2), torch.randn(5, 2, 4)
+    module, x = layer.make_ours(4, 3, 2), torch.randn(5, 2, 4, requires_grad=True)
     states = [torch.randn(shape) for shape in layer.state_shapes(2, 2, 3)]
     y, _ = module(x, layer.state(*states))
     with torch.no_grad():
@@ -89,6 +91,7 @@ def test_changing_an_output_in_place_is_right_or_raises(layer, changed):
     assert_all_close(*gradients)
 
 
+@promise("Autograd", "`retain_graph`, and a second backward without it raises")
 @each_layer
 def test_the_graph_can_be_kept_and_is_otherwise_freed(layer):
     module = layer.make_ours(4, 3, 2)
@@ -108,30 +111,6 @@ def test_one_module_used_twice_in_a_graph(layer):
     ours, theirs = layer.make_both(size, 4)
     x = torch.randn(5, 2, size)
     assert_all_close(*(gradients_of(m, m(m(x)[0].flip(0))[0].square().sum()) for m in (ours, theirs)))
-
-
-@each_layer
-def test_saved_tensor_hooks_and_checkpointing_with_dropout(layer):
-    ours, theirs = layer.make_both(4, 3, 3, dropout=0.4)
-    x, results = torch.randn(5, 2, 4, requires_grad=True), []
-    for module in (ours, theirs):
-        torch.manual_seed(5)
-        with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.clone, torch.Tensor.clone):
-            results.append(gradients_of(module, module(x)[0].sum()))
-        torch.manual_seed(5)
-        results.append(gradients_of(module, checkpoint(module, x, use_reentrant=False)[0].sum()))
-    for result in results[:-1]:
-        assert_all_close(result, results[-1])
-
-
-@each_layer
-def test_hooks_see_the_call(layer):
-    module, seen = layer.make_ours(4, 3), []
-    module.register_forward_pre_hook(lambda module, args: seen.append("before"))
-    module.register_forward_hook(lambda module, args, output: seen.append("after"))
-    module.register_full_backward_hook(lambda module, dx, dy: seen.append("backward"))
-    module(torch.randn(5, 2, 4, requires_grad=True))[0].sum().backward()
-    assert seen == ["before", "after", "backward"]
 
 
 # Operators
@@ -169,6 +148,7 @@ def test_operators_pass_opcheck(layer, dtype, form, options):
         torch.library.opcheck(func, args, kwargs, test_utils=("test_schema", "test_faketensor"))
 
 
+@promise("Around it", "`torch.compile(fullgraph=True)`, forward and backward")
 @each_layer
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("given_state", [False, True])
@@ -181,6 +161,7 @@ def test_a_compiled_module_needs_no_graph_break(layer, given_state, backend):
     assert_all_close(gradients_of(ours, compiled(x, h)), gradients_of(theirs, theirs(x, h)[0].square().sum()))
 
 
+@promise("Around it", "compiled once for every length and batch size")
 @each_layer
 def test_a_compiled_module_takes_every_length_without_compiling_again(layer):
     torch.compiler.reset()
@@ -194,9 +175,10 @@ def test_a_compiled_module_takes_every_length_without_compiling_again(layer):
             assert_all_close(gradients_of(ours, loss), gradients_of(theirs, expected))
 
 
-# Autocast and deterministic mode
+# Autocast
 
 
+@promise("Forward", "autocast: output in its dtype, gradients in the weights'")
 @each_layer
 @pytest.mark.parametrize("form", ["batched", "packed"])
 def test_autocast_gives_outputs_in_its_dtype_and_gradients_in_the_weights(layer, form):
@@ -212,16 +194,3 @@ def test_autocast_gives_outputs_in_its_dtype_and_gradients_in_the_weights(layer,
         assert_close(output, expected[name])
     actual["y"].sum().backward()
     assert all(weight.grad.dtype == torch.float32 for weight in ours.parameters())
-
-
-@each_layer
-def test_deterministic_algorithms_change_nothing(layer):
-    """In this mode torch fills new memory with NaN: what is read before it is written shows."""
-    module, x = layer.make_ours(7, 19, 2, bidirectional=True), torch.randn(6, 5, 7)
-    expected = [module(x)[0], *gradients_of(module, module(x)[0].sum())]
-    torch.use_deterministic_algorithms(True)
-    try:
-        actual = [module(x)[0], *gradients_of(module, module(x)[0].sum())]
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert all(torch.equal(a, e) for a, e in zip(actual, expected))

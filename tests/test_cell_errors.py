@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.contract import promise
 from tests.subject import CELLS
 from tests.test_errors import assert_same_error, outcome
 from tests.tolerances import assert_close
@@ -34,6 +35,7 @@ CONSTRUCTORS = [
 ]
 
 
+@promise("Constructor", "torch's errors for bad arguments")
 @each_class
 @pytest.mark.parametrize(("args", "kwargs"), CONSTRUCTORS, ids=str)
 def test_constructor_arguments(cell, args, kwargs):
@@ -125,6 +127,7 @@ def assert_same_outcome(cell, ours, theirs) -> None:
         assert tensor.is_meta or assert_close(actual[name], tensor) is None
 
 
+@promise("Forward", "torch's errors for bad input, states and weights")
 @pytest.mark.sanitize
 @each_cell
 @pytest.mark.parametrize("name", CALLS)
@@ -135,6 +138,7 @@ def test_odd_inputs_and_states(cell, name):
     assert_same_outcome(cell, lambda: ours(odd, hx), lambda: theirs(odd, hx))
 
 
+@promise("Forward", "torch's errors for bad input, states and weights")
 @pytest.mark.sanitize
 @each_class
 @pytest.mark.parametrize("name", RAW_CALLS)
@@ -166,6 +170,7 @@ WEIGHTS = {
 }
 
 
+@promise("Forward", "torch's errors for bad input, states and weights")
 @pytest.mark.sanitize
 @each_cell
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -186,6 +191,7 @@ def test_an_unknown_nonlinearity_set_later():
     assert_same_error(lambda: ours(x[None]), lambda: theirs(x[None]))
 
 
+@promise("Forward", "float16 and complex numbers on the CPU, the meta device: what torch gives")
 @each_cell
 @pytest.mark.parametrize(
     "options", [{"dtype": torch.float16}, {"dtype": torch.complex64}, {"device": "meta"}], ids=str

@@ -9,6 +9,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import rnn_ext
+from tests.contract import promise
 from tests.subject import CELLS, DTYPES, LAYERS, Case
 from tests.test_cells import loop, states_of
 from tests.test_gradients import as_function
@@ -27,6 +28,7 @@ OPTIONS = {
 }
 
 
+@promise("Autograd", "`gradcheck` and `gradgradcheck`")
 @each_cell
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_gradcheck_and_gradgradcheck(cell, options):
@@ -53,6 +55,7 @@ def test_a_state_may_be_changed_in_place(cell):
     assert_all_close(*results)
 
 
+@promise("Around it", "compiled once for every length and batch size")
 @each_cell
 def test_a_compiled_loop_has_no_graph_break_and_no_graph_for_each_batch_size(cell):
     module = cell.make_ours(4, 3)
@@ -73,6 +76,7 @@ def test_a_compiled_loop_has_no_graph_break_and_no_graph_for_each_batch_size(cel
     torch._dynamo.reset()
 
 
+@promise("Forward", "autocast: output in its dtype, gradients in the weights'")
 @each_cell
 def test_autocast_gives_its_dtype(cell):
     module, x, h = cell.make_ours(4, 3), torch.randn(2, 4), states_of(cell, 2, 3)

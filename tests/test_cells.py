@@ -15,6 +15,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations, prune
 
+from tests.contract import promise
 from tests.strategies import BATCHES, FEATURES
 from tests.subject import CELLS, DTYPES, Case
 from tests.test_module import assert_same_weights
@@ -51,6 +52,7 @@ CONSTRUCTORS = [
 each_constructor = pytest.mark.parametrize(("args", "kwargs"), CONSTRUCTORS, ids=str)
 
 
+@promise("Base class", "an instance of `RNNBase` or `RNNCellBase`, with torch's attributes and repr")
 @each_cell
 @each_constructor
 def test_the_same_seed_gives_the_same_module(cell, args, kwargs):
@@ -67,6 +69,7 @@ def test_the_same_seed_gives_the_same_module(cell, args, kwargs):
     assert type(ours).__constants__ == type(theirs).__constants__
 
 
+@promise("Parameters", "`state_dict` goes both ways")
 @each_cell
 def test_state_dict_goes_both_ways(cell):
     ours, theirs = cell.make_both(4, 3)
@@ -76,6 +79,7 @@ def test_state_dict_goes_both_ways(cell):
     assert_same_weights(fresh, theirs)
 
 
+@promise("Parameters", "meta device, `to_empty`, `load_state_dict(assign=True)`")
 @each_cell
 def test_meta_device_to_empty_and_assigned_weights(cell):
     theirs, x = cell.make_theirs(4, 3), torch.randn(2, 4)
@@ -105,6 +109,7 @@ COPIES = {
 }
 
 
+@promise("Around it", "`deepcopy`, `pickle`, `torch.save`")
 @each_cell
 @pytest.mark.parametrize("make_copy", COPIES.values(), ids=COPIES)
 def test_a_copy_stands_on_its_own(cell, make_copy):
@@ -140,6 +145,7 @@ CHANGES = {
 }  # fmt: skip
 
 
+@promise("Around it", "weight_norm, spectral_norm, orthogonal, pruning, a plain tensor as weight: never ignored")
 @each_cell
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_weight_is_the_one_used(cell, change):
@@ -165,6 +171,7 @@ def test_another_nonlinearity_set_later_is_the_one_used():
     assert_close(ours(x), theirs(x))
 
 
+@promise("Autograd", "`torch.func.functional_call`")
 @each_cell
 def test_functional_call_uses_the_weights_that_it_is_given(cell):
     ours, theirs = cell.make_both(4, 3)
@@ -205,6 +212,7 @@ def test_any_call(case):
     assert_parity(case)
 
 
+@promise("Forward", "every number is torch's, in float32, float64 and bfloat16, forward and backward")
 @pytest.mark.sanitize
 @each_cell
 @each_dtype
@@ -265,6 +273,7 @@ def test_sizes_of_zero(cell, sizes):
         assert_close(cell.named_outputs(ours(x, hx))["h_n"], cell.named_outputs(theirs(x, hx))["h_n"])
 
 
+@promise("Forward", "an empty batch gives empty outputs and zero weight gradients")
 @each_cell
 @pytest.mark.parametrize("given_state", [False, True])
 def test_an_empty_batch_gives_empty_outputs_and_zero_weight_gradients(cell, given_state):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
+from tests.contract import promise
 from tests.subject import LAYERS, named_outputs, run_python
 from tests.tolerances import assert_close
 
@@ -60,6 +61,7 @@ CONSTRUCTOR_ERRORS = [
 ]
 
 
+@promise("Constructor", "torch's errors for bad arguments")
 @each_class
 @pytest.mark.parametrize(("args", "kwargs"), CONSTRUCTOR_ERRORS, ids=str)
 def test_bad_constructor_arguments(layer, args, kwargs):
@@ -143,6 +145,7 @@ INPUT_ERRORS = {
 }
 
 
+@promise("Forward", "torch's errors for bad input, states and weights")
 @pytest.mark.sanitize
 @each_layer
 @pytest.mark.parametrize("name", INPUT_ERRORS)
@@ -192,6 +195,7 @@ BAD_WEIGHTS = {
 }
 
 
+@promise("Forward", "torch's errors for bad input, states and weights")
 @pytest.mark.sanitize
 @each_layer
 @pytest.mark.parametrize("name", BAD_WEIGHTS)

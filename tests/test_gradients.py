@@ -9,6 +9,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
+from tests.contract import promise
 from tests.subject import LAYERS, Case
 from tests.tolerances import assert_same_vector
 
@@ -48,6 +49,7 @@ def as_function(case: Case):
     return call, [value.detach().clone().requires_grad_() for value in values]
 
 
+@promise("Autograd", "`gradcheck` and `gradgradcheck`")
 @each_layer
 @each_option
 def test_gradcheck(layer, options):
@@ -65,6 +67,7 @@ def test_gradcheck_fast_at_larger_sizes(layer, options, hidden_size):
     assert gradcheck(call, values, fast_mode=True)
 
 
+@promise("Autograd", "`gradcheck` and `gradgradcheck`")
 @each_layer
 @each_option
 def test_gradgradcheck(layer, options):

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
+from tests.contract import promise
 from tests.subject import LAYERS, named_outputs
 from tests.tolerances import assert_close
 
@@ -38,6 +39,7 @@ def assert_same_weights(ours: nn.Module, theirs: nn.Module) -> None:
         assert torch.equal(ours[name], theirs[name]), name
 
 
+@promise("Parameters", "the same names in the same order; the same seed gives the same bits")
 @each_layer
 @each_constructor
 def test_the_same_seed_gives_the_same_weights_in_the_same_order(layer, args, kwargs):
@@ -52,6 +54,7 @@ def test_the_same_seed_gives_the_same_weights_in_the_same_order(layer, args, kwa
         assert [weight.shape for weight in our_group] == [weight.shape for weight in their_group]
 
 
+@promise("Base class", "an instance of `RNNBase` or `RNNCellBase`, with torch's attributes and repr")
 @each_layer
 @each_constructor
 def test_repr_and_attributes_are_torchs(layer, args, kwargs):
@@ -71,6 +74,7 @@ def test_nonlinearity_is_also_the_fourth_positional_argument():
     assert ours(4, 3).nonlinearity == "tanh"
 
 
+@promise("Constructor", "every argument by name")
 @each_layer
 def test_every_argument_may_be_given_by_name(layer):
     ours, theirs = layer.make_both(
@@ -83,6 +87,7 @@ def test_every_argument_may_be_given_by_name(layer):
     assert list(inspect.signature(layer.ours.forward).parameters) == ["self", "input", "hx"]
 
 
+@promise("Constructor", "torch's warning for dropout with one layer")
 @each_layer
 def test_dropout_with_one_layer_warns_with_torchs_words(layer):
     with warnings.catch_warnings(record=True) as theirs:
@@ -95,6 +100,7 @@ def test_dropout_with_one_layer_warns_with_torchs_words(layer):
     assert len(ours) == 1
 
 
+@promise("Parameters", "`state_dict` goes both ways")
 @each_layer
 @each_constructor
 def test_state_dict_goes_both_ways(layer, args, kwargs):
@@ -106,6 +112,7 @@ def test_state_dict_goes_both_ways(layer, args, kwargs):
     assert_same_weights(fresh, theirs)
 
 
+@promise("Parameters", "meta device, `to_empty`, `load_state_dict(assign=True)`")
 @each_layer
 def test_assigned_weights_are_the_ones_used(layer):
     theirs = layer.make_theirs(4, 3)
@@ -116,6 +123,7 @@ def test_assigned_weights_are_the_ones_used(layer):
     assert_close(ours(x)[0], theirs(x)[0])
 
 
+@promise("Parameters", "meta device, `to_empty`, `load_state_dict(assign=True)`")
 @each_layer
 def test_meta_device_and_to_empty(layer):
     ours = layer.make_ours(4, 3, 2, bidirectional=True, device="meta")
@@ -147,6 +155,7 @@ COPIES = {
 }
 
 
+@promise("Around it", "`deepcopy`, `pickle`, `torch.save`")
 @each_layer
 @pytest.mark.parametrize("make_copy", COPIES.values(), ids=COPIES)
 def test_a_copy_stands_on_its_own(layer, make_copy):
@@ -189,6 +198,7 @@ FORMS = {
 }
 
 
+@promise("Forward", "padded, unbatched and packed input, sorted or not, with and without hx, `batch_first`")
 @each_layer
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("given_state", [False, True])
@@ -210,6 +220,7 @@ def test_every_form_of_input_gives_torchs_form_of_output(layer, batch_first, giv
             assert getattr(actual[0], field) is getattr(expected[0], field) is getattr(x, field)
 
 
+@promise("Forward", "a packed batch is each of its sequences alone")
 @each_layer
 def test_a_packed_batch_is_each_of_its_sequences_alone(layer):
     lengths = [2, 5, 1, 5, 3]
@@ -231,6 +242,7 @@ def test_the_last_output_is_the_final_state(layer):
     assert torch.equal(named_outputs((y, h_n))["h_n"][-1], y[-1])
 
 
+@promise("Forward", "an empty batch gives empty outputs and zero weight gradients")
 @each_layer
 @pytest.mark.parametrize("form", ["batched", "batch_first", "two layers both ways"])
 def test_an_empty_batch_gives_empty_outputs_and_zero_weight_gradients(layer, form):
@@ -247,6 +259,7 @@ def test_an_empty_batch_gives_empty_outputs_and_zero_weight_gradients(layer, for
         assert weight.grad is not None and not weight.grad.any()
 
 
+@promise("Autograd", "right gradients in eval mode")
 @each_layer
 def test_eval_mode_has_no_dropout_and_the_right_gradients(layer):
     ours, theirs = layer.make_both(4, 3, 2, dropout=0.9)

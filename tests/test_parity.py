@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 
+from tests.contract import promise
 from tests.strategies import EDGE_CASES, cases
 from tests.subject import LAYERS, Case, named_outputs
 from tests.tolerances import assert_all_close, assert_close
@@ -52,6 +53,7 @@ def test_any_call(case):
     assert_parity(case)
 
 
+@promise("Forward", "every number is torch's, in float32, float64 and bfloat16, forward and backward")
 @pytest.mark.sanitize
 @pytest.mark.parametrize("case", EDGE_CASES, ids=str)
 def test_every_option_at_odd_sizes(case):
@@ -86,6 +88,7 @@ def test_deep_stacks_in_both_directions(layer, threads, batch, form):
     assert_parity(Case(layer, 33, 96, 3, bidirectional=True, dropout=0.2, form=form, lengths=tuple(lengths)))
 
 
+@promise("Autograd", "any input alone may ask for a gradient, any output alone be used")
 @each_layer
 @pytest.mark.parametrize("form", ["batched", "unbatched", "unsorted"])
 @pytest.mark.parametrize("used", [("y",), ("h_n",), ("y", "h_n")], ids=str)
@@ -97,6 +100,7 @@ def test_any_one_input_may_ask_for_a_gradient(layer, form, used, wanted):
     assert_parity(replace(case, lengths=(6,)) if form == "unbatched" else case)
 
 
+@promise("Forward", "any layout in memory")
 @pytest.mark.sanitize
 @each_layer
 @each_layout
@@ -107,6 +111,7 @@ def test_any_layout_in_memory(layer, layout, form, batch_first):
     assert_parity(Case(layer, 6, 9, 2, layout=layout, form=form, batch_first=batch_first, lengths=lengths))
 
 
+@promise("Forward", "dropout draws torch's masks from torch's generator")
 @each_layer
 @pytest.mark.parametrize("form", ["batched", "unsorted"])
 @pytest.mark.parametrize("dropout", [0.1, 0.5, 1.0])

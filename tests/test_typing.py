@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import rnn_ext
+from tests.contract import promise
+from tests.subject import LAYERS
 
 pytest.importorskip("mypy", reason="mypy is not installed: pip install 'rnn_ext[test]'")
 
@@ -45,28 +47,11 @@ def steps(x: Tensor, h: Tensor) -> None:
     assert_type(lstm.forward(x), tuple[Tensor, Tensor])
     cell_base: nn.RNNCellBase = gru
     assert_type(rnn.nonlinearity, str)
-    assert_type(rnn_ext.explain(lstm, x, (h, h)).path, str)
 
-def model(tagger: nn.Module) -> None:
-    report = rnn_ext.accelerate(tagger)
-    assert_type(report, rnn_ext.Replacements)
-    for name, old, new in report.replaced:
-        assert_type(name, str)
-        assert_type(new, type[nn.Module])
-    assert_type(rnn_ext.restore(tagger).skipped[0].reason, str)
-
-def around(x: Tensor) -> None:
+def around() -> None:
     base: nn.RNNBase = layer
     assert_type(layer.hidden_size, int)
     assert_type(layer.nonlinearity, str)
-    told = rnn_ext.explain(layer, x)
-    assert_type(told, rnn_ext.Explanation)
-    assert_type(told.path, str)
-    assert_type(told.threads, int)
-    assert_type(rnn_ext.is_batch_invariant(), bool)
-    rnn_ext.batch_invariant(True)
-    with rnn_ext.batch_invariant():
-        layer(x)
 
 class Tagger(nn.Module):
     def __init__(self) -> None:
@@ -78,6 +63,35 @@ class Tagger(nn.Module):
         return output.sum()
 """
 
+OWN = """
+import torch
+from torch import Tensor, nn
+from typing_extensions import assert_type
+
+import rnn_ext
+
+layer, cell = rnn_ext.RNN(4, 3), rnn_ext.LSTMCell(4, 3)
+
+def model(tagger: nn.Module) -> None:
+    report = rnn_ext.accelerate(tagger)
+    assert_type(report, rnn_ext.Replacements)
+    for name, old, new in report.replaced:
+        assert_type(name, str)
+        assert_type(new, type[nn.Module])
+    assert_type(rnn_ext.restore(tagger).skipped[0].reason, str)
+
+def around(x: Tensor) -> None:
+    told = rnn_ext.explain(layer, x)
+    assert_type(told, rnn_ext.Explanation)
+    assert_type(told.path, str)
+    assert_type(told.threads, int)
+    assert_type(rnn_ext.explain(cell, x, (x, x)).path, str)
+    assert_type(rnn_ext.is_batch_invariant(), bool)
+    rnn_ext.batch_invariant(True)
+    with rnn_ext.batch_invariant():
+        layer(x)
+"""
+
 WRONG = """
 import rnn_ext
 layer = rnn_ext.RNN(4, 3)
@@ -86,21 +100,35 @@ path: int = rnn_ext.explain(layer, None).path
 """
 
 
-def test_mypy_infers_the_types_of_a_sample(tmp_path):
-    (tmp_path / "sample.py").write_text(SAMPLE)
-    (tmp_path / "wrong.py").write_text(WRONG)
-    # With settings of its own, as a user runs it on an installed package.
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory) -> list[str]:
+    """What mypy prints about these files, with settings of its own, as a user runs it on an installed package."""
+    folder = tmp_path_factory.mktemp("typing")
+    torchs_own = LAYERS[0].ours is LAYERS[0].theirs
+    (folder / "sample.py").write_text(SAMPLE.replace("rnn_ext.", "nn.") if torchs_own else SAMPLE)
+    (folder / "own.py").write_text(OWN)
+    (folder / "wrong.py").write_text(WRONG)
     options = ["--strict", "--config-file=", "--follow-imports=silent"]
     result = subprocess.run(
-        [sys.executable, "-m", "mypy", *options, "sample.py", "wrong.py"],
-        cwd=tmp_path,
+        [sys.executable, "-m", "mypy", *options, "sample.py", "own.py", "wrong.py"],
+        cwd=folder,
         env={**os.environ, "MYPYPATH": str(Path(rnn_ext.__file__).parents[1])},
         capture_output=True,
         text=True,
     )
-    lines = result.stdout.splitlines()
-    assert [line for line in lines if line.startswith("sample.py")] == [], result.stderr
-    assert any('wrong.py:4: note: Revealed type is "rnn_ext.modules.RNN"' in line for line in lines), (
-        result.stdout
-    )
-    assert any("wrong.py:5: error: Incompatible types in assignment" in line for line in lines), result.stdout
+    assert result.stdout, result.stderr
+    return result.stdout.splitlines()
+
+
+@promise("Around it", "mypy infers the types of calls")
+def test_mypy_infers_the_types_of_a_sample(findings):
+    assert [line for line in findings if line.startswith("sample.py")] == []
+
+
+def test_mypy_infers_the_types_of_what_is_ours_alone(findings):
+    assert [line for line in findings if line.startswith("own.py")] == []
+
+
+def test_mypy_finds_mistakes(findings):
+    assert any('wrong.py:4: note: Revealed type is "rnn_ext.modules.RNN"' in line for line in findings), findings
+    assert any("wrong.py:5: error: Incompatible types in assignment" in line for line in findings), findings

@@ -8,6 +8,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations, prune
 
+from tests.contract import promise
 from tests.subject import LAYERS
 from tests.tolerances import assert_all_close, assert_close
 
@@ -42,6 +43,7 @@ CHANGES = {
 }  # fmt: skip
 
 
+@promise("Around it", "weight_norm, spectral_norm, orthogonal, pruning, a plain tensor as weight: never ignored")
 @each_layer
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_weight_is_the_one_used(layer, change):
@@ -59,6 +61,7 @@ def test_a_changed_weight_is_the_one_used(layer, change):
     assert all(weight.grad is not None for weight in module.parameters()), "a parameter got no gradient"
 
 
+@promise("Autograd", "`torch.func.functional_call`")
 @each_layer
 def test_functional_call_uses_the_weights_that_it_is_given(layer):
     ours, theirs = layer.make_both(4, 3)
@@ -69,6 +72,7 @@ def test_functional_call_uses_the_weights_that_it_is_given(layer):
     assert torch.equal(ours(x)[0], before)
 
 
+@promise("Around it", "tied weights")
 @each_layer
 def test_tied_weights_get_the_sum_of_both_gradients(layer):
     gradients = []
