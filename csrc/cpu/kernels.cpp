@@ -27,6 +27,7 @@ namespace {
 #endif
 #include "layer.h"
 #include "forward.h"
+#include "weight_gradients.h"
 #include "backward.h"
 
 // Calls act with the way to multiply that the plan asks for.
