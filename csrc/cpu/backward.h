@@ -15,6 +15,7 @@ class Backward {
   using L = Layer<S, BackwardArgs>;
   static constexpr int G = Cell::gates, C = Cell::columns;
   static constexpr int64_t kLane = kLanes<T>;
+  static constexpr int kTogether = Product::kWidth / kLane;  // vectors that a cell computes on at once
 
   struct Direction {
     char* W_ih;   // panels of W_ih, gate by gate
@@ -210,20 +211,25 @@ class Backward {
         const S* tape = layer.tape(static_cast<const S*>(args.tape), d, row + b, Cell::tape + projected);
         const S* out_t = projected ? tape + Cell::tape * H : y + b * ld;
         const S* dc_n = layer.state(static_cast<const S*>(args.dc_n), d, b, H);
-        for (int64_t j = begin; j < end; j += kLane) {
-          Vec<T> kept[Cell::tape + 1], out[C], dh = load(z.dh + b * ldh + j, H - j), carry{};
-          for (int i = 0; i < Cell::tape; ++i) kept[i] = load(tape + i * H + j, H - j);
+        in_packs<T, kTogether>(begin, end, [&](auto size, int64_t j) {
+          constexpr int N = size.value;
+          using V = Pack<T, N>;
+          const int64_t left = H - j;
+          V kept[Cell::tape + 1], da_t[C], dh = load_pack<N>(z.dh + b * ldh + j, left), carry{};
+          for (int i = 0; i < Cell::tape; ++i) kept[i] = load_pack<N>(tape + i * H + j, left);
           if constexpr (Cell::carry != Carry::none) {
             if (b < next)
-              carry = load(z.carry + b * ldh + j);
+              carry = load_pack<N>(z.carry + b * ldh + j);
             else if (dc_n)
-              carry = load(dc_n + j, H - j);
+              carry = load_pack<N>(dc_n + j, left);
           }
-          if constexpr (Cell::carry == Carry::hidden) dh += carry;
-          Cell::backward(kept, load(out_t + j, H - j), dh, carry, out);
-          if constexpr (Cell::carry != Carry::none) store(z.carry + b * ldh + j, carry);
-          for (int i = 0; i < C; ++i) da.write(b, i * Hk + j, out[i]);
-        }
+          if constexpr (Cell::carry == Carry::hidden) dh = dh + carry;
+          Cell::backward(kept, load_pack<N>(out_t + j, left), dh, carry, da_t);
+          for_vectors_of<T, N>(j, left, [&](int v, int64_t j, int64_t) {
+            if constexpr (Cell::carry != Carry::none) store(z.carry + b * ldh + j, carry.v[v]);
+            for (int i = 0; i < C; ++i) da.write(b, i * Hk + j, da_t[i].v[v]);
+          });
+        });
       }
     }
   }

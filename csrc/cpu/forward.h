@@ -12,6 +12,7 @@ class Forward {
   static constexpr int G = Cell::gates, C = Cell::columns;
   static constexpr bool kHasCell = Cell::carry == Carry::cell;
   static constexpr int64_t kLane = kLanes<T>;
+  static constexpr int kTogether = Product::kWidth / kLane;  // vectors that a cell computes on at once
   static constexpr int64_t kStreamBytes = 4 * 1024 * 1024;  // an output larger than this is stored past the caches
 
   struct Direction {
@@ -231,25 +232,25 @@ class Forward {
       }
       for (int64_t b = rows.begin; b < rows.end; ++b) {
         S* tape = layer.tape(static_cast<S*>(args.tape), d, row + b, Cell::tape + projected);
-        for (int64_t j = begin; j < end; j += kLane) {
-          Vec<T> in[C], kept[Cell::tape + 1], h_before{}, c{};
-          for (int i = 0; i < C; ++i) in[i] = load(a + b * lda + i * Hp + j);
-          if constexpr (kHasCell) c = load(z.c + b * ldc + j);
-          if constexpr (Cell::carry == Carry::hidden) h_before = h.read(b, j);
-          const Vec<T> out = Cell::forward(in, h_before, c, kept);
-          if constexpr (kHasCell) store(z.c + b * ldc + j, c);
-          if (projected)
-            z.out.write(b, j, out);
-          else
-            put(h_next, b, j, y + b * ldy + j, out, H - j);
-          if (past_caches) {
-            for (int i = 0; tape && i < Cell::tape; ++i) stream(tape + i * H + j, kept[i], H - j);
-            if (tape && projected) stream(tape + Cell::tape * H + j, out, H - j);
-          } else {
-            for (int i = 0; tape && i < Cell::tape; ++i) store(tape + i * H + j, kept[i], H - j);
-            if (tape && projected) store(tape + Cell::tape * H + j, out, H - j);
-          }
-        }
+        in_packs<T, kTogether>(begin, end, [&](auto size, int64_t j) {
+          constexpr int N = size.value;
+          using V = Pack<T, N>;
+          V in[C], kept[Cell::tape + 1], h_before{}, c{};
+          for (int i = 0; i < C; ++i) in[i] = load_pack<N>(a + b * lda + i * Hp + j);
+          if constexpr (kHasCell) c = load_pack<N>(z.c + b * ldc + j);
+          if constexpr (Cell::carry == Carry::hidden)
+            h_before = pack_of<T, N>([&](int v) { return h.read(b, j + v * kLane); });
+          const V out = Cell::forward(in, h_before, c, kept);
+          for_vectors_of<T, N>(j, H - j, [&](int v, int64_t j, int64_t left) {
+            if constexpr (kHasCell) store(z.c + b * ldc + j, c.v[v]);
+            if (projected)
+              z.out.write(b, j, out.v[v]);
+            else
+              put(h_next, b, j, y + b * ldy + j, out.v[v], left);
+            for (int i = 0; tape && i < Cell::tape; ++i) put(tape + i * H + j, kept[i].v[v], left);
+            if (tape && projected) put(tape + Cell::tape * H + j, out.v[v], left);
+          });
+        });
       }
     }
   }
@@ -278,10 +279,13 @@ class Forward {
   void put(const States& h, int64_t b, int64_t j, S* y, Vec<T> v, int64_t count) const {
     v = as_stored<S>(v);
     h.write(b, j, v);
+    put(y, v, count);
+  }
+  void put(S* p, Vec<T> v, int64_t count) const {
     if (past_caches)
-      stream(y, v, count);
+      stream(p, v, count);
     else
-      store(y, v, count);
+      store(p, v, count);
   }
 
   // The initial state of the sequences in `which` that are this worker's.

@@ -17,6 +17,7 @@ namespace rnn_ext::RNN_EXT_ISA_NAMESPACE {
 namespace {
 
 #include "vec.h"
+#include "pack.h"
 #include "math.h"
 #include "../cells/rnn.h"
 #include "../cells/lstm.h"
