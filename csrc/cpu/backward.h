@@ -203,7 +203,10 @@ class Backward {
               Into::assign);
     }
     const int64_t together = going_on - rows.begin == 1 ? Product::kSingle : 1;
-    for (int64_t p = panels.begin; p < panels.end; p += together) {
+    const int64_t groups = (panels.size() + together - 1) / together;
+    for (int64_t i = 0; i < groups; ++i) {
+      // To and fro: what the last step used last of W_hh is still in the cache.
+      const int64_t p = panels.begin + (s % 2 == 1 ? groups - 1 - i : i) * together;
       const Range group{p, smaller(p + together, panels.end)};
       const int64_t begin = p * Product::kWidth, end = smaller(group.end * Product::kWidth, H);
       if (!projected) output_gradient(z.dh, ldh, group);

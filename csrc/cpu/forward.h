@@ -88,11 +88,14 @@ class Forward {
   using L = Layer<S, ForwardArgs>;
 
   Chunk nth(int64_t c) const { return chunk(c, args.plan.forward_steps, args.seq.T); }
-  Right W_ih(const L& layer, int64_t d, int g) const {
+  // Gate g of W_ih^T and W_hh^T, with `columns` of their panels: H, or Hp to have zeros behind them.
+  Right W_ih(const L& layer, int64_t d, int g, int64_t columns) const {
     const int64_t K = layer.inputs();
-    return Right::of(direction[d].W_ih + g * Right::bytes(K, H), K, H);
+    return Right::of(direction[d].W_ih + g * Right::bytes(K, H), K, columns);
   }
-  Right W_hh(int64_t d, int g) const { return Right::of(direction[d].W_hh + g * Right::bytes(P, H), P, H); }
+  Right W_hh(int64_t d, int g, int64_t columns) const {
+    return Right::of(direction[d].W_hh + g * Right::bytes(P, H), P, columns);
+  }
   Right W_hr(int64_t d) const { return Right::of(direction[d].W_hr, H, P); }
 
   S* output(int64_t l) const {  // [R, D*P]
@@ -122,7 +125,7 @@ class Forward {
     }
     if (args.plan.unpacked) return;
     for (int g = 0; g < G; ++g) {
-      const Right ih = W_ih(layer, d, g), hh = W_hh(d, g);
+      const Right ih = W_ih(layer, d, g, H), hh = W_hh(d, g, H);
       pack_transposed(ih, static_cast<const S*>(w.W_ih) + g * H * ih.K, ih.K, team.part(ih.count()));
       pack_transposed(hh, static_cast<const S*>(w.W_hh) + g * H * P, P, team.part(hh.count()));
     }
@@ -142,7 +145,7 @@ class Forward {
         const Range rows{begin, begin + smaller(Product::kInputRows, mine.end - begin)};
         T* a = z.a[c.index % 2] + rows.begin * lda;
         for (int64_t r = 0; r < rows.size(); ++r)
-          for (int i = 0; i < C; ++i)
+          for (int i = args.plan.unpacked ? 0 : G; i < C; ++i)  // the columns that the products do not begin
             for (int64_t j = units.begin * Product::kWidth; j < smaller(units.end * Product::kWidth, H); j += kLane)
               store(a + r * lda + i * Hp + j, load(z.bias + i * Hp + j));
         const States x = input(layer, z, {all.begin + rows.begin, all.begin + rows.end}, team);
@@ -151,7 +154,7 @@ class Forward {
             unpacked_product(a + g * Hp, lda, x, rows.size(), layer.weights(d).W_ih, g, layer.inputs(),
                              {units.begin * Product::kWidth, smaller(units.end * Product::kWidth, H)});
           else
-            product(a + g * Hp, lda, x, rows.size(), W_ih(layer, d, g), units, Into::add);
+            product(a + g * Hp, lda, x, rows.size(), W_ih(layer, d, g, Hp), units, Into::assign, z.bias + g * Hp);
         }
       }
     }
@@ -202,7 +205,7 @@ class Forward {
       const int64_t active = layer.active(d, s), next = layer.active(d, s + 1);
       T* a = z.a[c.index % 2] + (row - first) * lda;
       const Range rows{sequences.begin, smaller(sequences.end, active)};
-      step(layer, d, row, a, z.h[s % 2], z.h[(s + 1) % 2], rows, mine);
+      step(layer, d, row, a, z.h[s % 2], z.h[(s + 1) % 2], rows, mine, s % 2 == 1);
       if (args.shape.projected) step_projection(layer, d, row, z.h[(s + 1) % 2], rows);
       finish(layer, d, {next, active}, z.h[(s + 1) % 2], sequences, mine);
       begin(layer, d, {active, next}, z.h[(s + 1) % 2], sequences, mine);
@@ -213,22 +216,26 @@ class Forward {
 
   // Step of the sequences [rows.begin, rows.end) and the units of `panels`; `row` is that of sequence 0.
   void step(const L& layer, int64_t d, int64_t row, T* a, const States& h, const States& h_next, Range rows,
-            Range panels) {
+            Range panels, bool backwards) {
     if (rows.size() <= 0) return;
     const Direction& z = direction[d];
     const int64_t ldy = layer.outputs();
     S* y = output(layer.l) + row * ldy + d * P;
     const bool projected = args.shape.projected;
     const int64_t together = rows.size() == 1 ? Product::kSingle : 1;
-    for (int64_t p = panels.begin; p < panels.end; p += together) {
+    const int64_t groups = (panels.size() + together - 1) / together;
+    for (int64_t i = 0; i < groups; ++i) {
+      // To and fro: what the last step used last of W_hh is still in the cache.
+      const int64_t p = panels.begin + (backwards ? groups - 1 - i : i) * together;
       const Range group{p, smaller(p + together, panels.end)};
       const int64_t begin = p * Product::kWidth, end = smaller(group.end * Product::kWidth, H);
-      for (int g = 0; g < G; ++g) {
+      for (int turn = 0; turn < G; ++turn) {
+        const int g = backwards ? G - 1 - turn : turn;
         T* sum = a + rows.begin * lda + Cell::hidden_column(g) * Hp;
         if (args.plan.unpacked)
           unpacked_product(sum, lda, h.at(rows.begin), rows.size(), layer.weights(d).W_hh, g, P, {begin, end});
         else
-          product(sum, lda, h.at(rows.begin), rows.size(), W_hh(d, g), group, Into::add);
+          product(sum, lda, h.at(rows.begin), rows.size(), W_hh(d, g, Hp), group, Into::add);
       }
       for (int64_t b = rows.begin; b < rows.end; ++b) {
         S* tape = layer.tape(static_cast<S*>(args.tape), d, row + b, Cell::tape + projected);
