@@ -28,7 +28,7 @@ struct TileUse {
 
 inline __m512i upper_halves(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi32(int(0xffff0000))); }
 inline __m512i bits_of(VecF v) { return (__m512i)v; }
-inline __m512i widened(__m256i halves) { return _mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16); }
+inline __m512i widened(__m256i halves) { return (__m512i)(__builtin_convertvector((VecU16)halves, VecU32) << 16); }
 
 // The parts of 16 numbers, each in the upper half of its lane. High is cut off, so that nothing rounds up to infinity;
 // the middle part is rounded, so that what is left has either sign.

@@ -42,10 +42,13 @@ class Backward {
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];
       const auto right = [&](int64_t count, int64_t K, int64_t N) { return w.take<char>(count * Right::bytes(K, N)); };
-      z.W_ih = right(G, H, widest);
-      z.W_hh = right(G, H, P);
-      z.W_hr = right(s.projected ? 1 : 0, P, H);
-      for (Gradients& da : z.da) da = Gradients::of(w.take<char>(Gradients::bytes(chunk_rows, width)), width);
+      const bool packs_ih = (args.dx && !as_it_lies(s.I)) || (s.L > 1 && !as_it_lies(s.D * P));
+      z.W_ih = right(packs_ih ? G : 0, H, widest);
+      z.W_hh = right(packs_hh() && !as_it_lies(P) ? G : 0, H, P);
+      z.W_hr = right(s.projected && !as_it_lies(H) ? 1 : 0, P, H);
+      const auto rows = [&] { return Gradients::of(w.take<char>(Gradients::bytes(chunk_rows, width)), width); };
+      z.da[0] = rows();
+      z.da[1] = chunk_count(args.seq.T, args.plan.backward_steps) > 1 ? rows() : z.da[0];
       z.dh = w.take<T>(args.seq.B * ldh);
       z.dh_t = w.take<T>(s.projected ? args.seq.B * ldp : 0);
       z.carry = w.take<T>(Cell::carry != Carry::none ? args.seq.B * ldh : 0);
@@ -96,6 +99,7 @@ class Backward {
       if (as_it_lies(N)) return {const_cast<T*>(static_cast<const T*>(weight)) + g * K * N, K, N, false};
     return Right::of(packed + g * Right::bytes(K, N), K, N);
   }
+  bool packs_hh() const { return args.seq.T > 1 || args.dh_0; }
   bool as_it_lies(int64_t N) const { return args.plan.unpacked && sizeof(S) == sizeof(T) && N % kLane == 0; }
 
   const S* output(int64_t l) const {
@@ -129,7 +133,7 @@ class Backward {
     };
     for (int g = 0; g < G; ++g) {
       if (dx(layer.l)) pack_gate(W_ih(layer, d, g), w.W_ih, g);
-      if (args.seq.T > 1 || args.dh_0) pack_gate(W_hh(layer, d, g), w.W_hh, g);
+      if (packs_hh()) pack_gate(W_hh(layer, d, g), w.W_hh, g);
     }
     if (w.W_hr) pack_gate(W_hr(layer, d), w.W_hr, 0);
   }

@@ -47,7 +47,8 @@ class Forward {
       z.W_hh = args.plan.unpacked ? nullptr : w.take<char>(G * Right::bytes(P, H));
       z.W_hr = args.plan.unpacked || !s.projected ? nullptr : w.take<char>(Right::bytes(H, P));
       z.bias = w.take<T>(C * Hp);
-      for (T*& a : z.a) a = w.take<T>(chunk_rows * lda);
+      z.a[0] = w.take<T>(chunk_rows * lda);
+      z.a[1] = chunk_count(args.seq.T, args.plan.forward_steps) > 1 ? w.take<T>(chunk_rows * lda) : z.a[0];
       for (States& h : z.h) h = States::of(w.take<char>(States::bytes(args.seq.B, P)), P);
       z.c = w.take<T>(kHasCell ? args.seq.B * ldc : 0);
       z.out = Unrounded::of(w.take<char>(s.projected ? Unrounded::bytes(args.seq.B, H) : 0), H);
