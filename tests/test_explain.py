@@ -80,6 +80,14 @@ def test_a_projection_is_not_split_by_hidden_units(layer):
     assert plan == ("pipeline" if layer.projected else "hidden split")
 
 
+@each_layer
+def test_recurrent_weights_too_large_for_a_cores_cache_are_split_by_hidden_units(layer):
+    torch.set_num_threads(2)
+    x = torch.randn(20, 12, 64)
+    plans = [rnn_ext.explain(layer.make_ours(64, hidden_size), x).plan for hidden_size in (256, 1024)]
+    assert plans == ["batch split", "batch split" if layer.projected else "hidden split"]
+
+
 @each_cell
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_explain_tells_the_kernel_of_a_cell_too(cell, dtype):

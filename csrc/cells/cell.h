@@ -1,7 +1,7 @@
 // What a cell is, and the list of all cells.
 //
 // A cell is a few constants and two pure functions of one step, pointwise in the hidden unit; the time loops
-// never name a cell. V is a vector of hidden units on the CPU and a scalar on the GPU.
+// never name a cell. V is a pack of vectors of hidden units on the CPU and a scalar on the GPU.
 //
 //   gates     weight rows per unit, in PyTorch's gate order
 //   columns   pre-activations per unit: one a gate, and one more for each gate whose recurrent part stays apart
@@ -14,7 +14,8 @@
 //   backward  tape, h_t, dh_t, carry (in: from step t+1, out: for step t-1)   -> da[columns]
 // where column g of a is W_ih x_t + b_ih plus, unless they stay apart, W_hh h_{t-1} + b_hh. Where h is projected, the
 // cell's h_t and dh_t are those before the projection, and it must not use h_{t-1} but through a.
-// Both are constexpr, which is what lets nvcc call them on the GPU; fma, tanh and sigmoid are found where V is defined.
+// Both are constexpr, which is what lets nvcc call them on the GPU; fma, tanh, sigmoid, relu and relu_gradient are
+// found where V is defined.
 #pragma once
 
 // X(name in PyTorch's RNNBase.mode, struct, gates, states, tape)

@@ -23,11 +23,11 @@ struct RnnTanhCell : RnnCell {
 struct RnnReluCell : RnnCell {
   template <class V>
   static constexpr V forward(const V* a, V /*h*/, V& /*c*/, V* /*tape*/) {
-    return a[0] < V{} ? V{} : a[0];  // NaN stays NaN
+    return relu(a[0]);
   }
 
   template <class V>
   static constexpr void backward(const V* /*tape*/, V h, V dh, V& /*carry*/, V* da) {
-    da[0] = h <= V{} ? V{} : dh;
+    da[0] = relu_gradient(h, dh);
   }
 };

@@ -28,7 +28,7 @@ struct TileUse {
 
 inline __m512i upper_halves(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi32(int(0xffff0000))); }
 inline __m512i bits_of(VecF v) { return (__m512i)v; }
-inline __m512i widened(__m256i halves) { return _mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16); }
+inline __m512i widened(__m256i halves) { return (__m512i)(__builtin_convertvector((VecU16)halves, VecU32) << 16); }
 
 // The parts of 16 numbers, each in the upper half of its lane. High is cut off, so that nothing rounds up to infinity;
 // the middle part is rounded, so that what is left has either sign.
@@ -255,9 +255,10 @@ __attribute__((noinline)) void row_product(const SplitRows<PA>& A, const TilePan
   }
 }
 
-// C[M, columns of the panels] = or += A[M, K] B. C points at column 0 of B.
+// C[M, columns of the panels] = bias + A[M, K] B, or += A B, as in product.h.
 template <int PA, int PB>
-void product(float* C, int64_t ldc, const SplitRows<PA>& A, int64_t M, const TilePanels<PB>& B, Range panels, Into into) {
+void product(float* C, int64_t ldc, const SplitRows<PA>& A, int64_t M, const TilePanels<PB>& B, Range panels, Into into,
+             const float* bias = nullptr) {
   alignas(64) float sum[32 * 32];
   for (int64_t p = panels.begin; p < panels.end; ++p) {
     const int64_t columns = B.columns(p);
@@ -275,12 +276,13 @@ void product(float* C, int64_t ldc, const SplitRows<PA>& A, int64_t M, const Til
           row_product(A.at(m + r), B, p, sum + r * 32);
           first = load(sum + r * 32), second = load(sum + r * 32 + 16);
         }
-        if (columns == 32 && into == Into::add) {
-          store(c, load(c) + first);
-          store(c + 16, load(c + 16) + second);
+        const float* from = into == Into::add ? c : bias ? bias + p * B.kWidth : nullptr;
+        if (columns == 32 && from) {
+          store(c, load(from) + first);
+          store(c + 16, load(from + 16) + second);
         } else {
-          store(c, into == Into::add ? load(c, columns) + first : first, columns);
-          if (columns > 16) store(c + 16, into == Into::add ? load(c + 16, columns - 16) + second : second, columns - 16);
+          store(c, from ? load(from, columns) + first : first, columns);
+          if (columns > 16) store(c + 16, from ? load(from + 16, columns - 16) + second : second, columns - 16);
         }
       }
     }

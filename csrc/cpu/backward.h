@@ -5,18 +5,17 @@
 // where a projection puts  out_t  and  dout_t = W_hr^T dh_t  in the place of h_t and dh_t before the cell; and, for all
 // steps of a chunk as one product each,
 //   dx = da W_ih,   dW_ih += da^T x,   dW_hh += da^T h_{t-1},   dW_hr += dh^T out,   db += sum of da.
-// The gradients of weights are split among the workers by output, never by sequence: no sum depends on how many
-// workers there are.
+// The last four are in weight_gradients.h.
 
 template <class Cell, class S, class Product>
 class Backward {
   using T = Compute<S>;
   using Gradients = typename Product::Gradients;
   using Right = typename Product::Right;
-  using Transposed = typename Product::Transposed;
   using L = Layer<S, BackwardArgs>;
   static constexpr int G = Cell::gates, C = Cell::columns;
   static constexpr int64_t kLane = kLanes<T>;
+  static constexpr int kTogether = Product::kWidth / kLane;  // vectors that a cell computes on at once
 
   struct Direction {
     char* W_ih;   // panels of W_ih, gate by gate
@@ -27,14 +26,12 @@ class Backward {
     T* dh;        // [B, Hp]: gradient of the cell's output
     T* dh_t;      // [B, Pp]: and of its projection
     T* carry;     // [B, Hp]: what the cell hands from step to step beside da
-    char* da_T;   // da of a chunk as the left side of a weight gradient's product, where that differs
-    char* panel;  // [workers, panel_bytes()]: its right side
-    const S** rows;  // [workers, rows of a chunk]: where the rows of that side lie
   };
 
  public:
   explicit Backward(const BackwardArgs& args)
-      : args(args), H(args.shape.H), P(args.shape.P), Hp(round_up(H, kLane)), Hk(Gradients::width(H)) {
+      : args(args), H(args.shape.H), P(args.shape.P), Hp(round_up(H, kLane)), Hk(Gradients::width(H)),
+        weight_gradients(args) {
     const Shape& s = args.shape;
     const int64_t widest = s.L > 1 && s.D * P > s.I ? s.D * P : s.I;
     chunk_rows = smaller(args.plan.backward_steps, args.seq.T) * args.seq.B;
@@ -45,17 +42,18 @@ class Backward {
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];
       const auto right = [&](int64_t count, int64_t K, int64_t N) { return w.take<char>(count * Right::bytes(K, N)); };
-      z.W_ih = right(G, H, widest);
-      z.W_hh = right(G, H, P);
-      z.W_hr = right(s.projected ? 1 : 0, P, H);
-      for (Gradients& da : z.da) da = Gradients::of(w.take<char>(Gradients::bytes(chunk_rows, width)), width);
+      const bool packs_ih = (args.dx && !as_it_lies(s.I)) || (s.L > 1 && !as_it_lies(s.D * P));
+      z.W_ih = right(packs_ih ? G : 0, H, widest);
+      z.W_hh = right(packs_hh() && !as_it_lies(P) ? G : 0, H, P);
+      z.W_hr = right(s.projected && !as_it_lies(H) ? 1 : 0, P, H);
+      const auto rows = [&] { return Gradients::of(w.take<char>(Gradients::bytes(chunk_rows, width)), width); };
+      z.da[0] = rows();
+      z.da[1] = chunk_count(args.seq.T, args.plan.backward_steps) > 1 ? rows() : z.da[0];
       z.dh = w.take<T>(args.seq.B * ldh);
       z.dh_t = w.take<T>(s.projected ? args.seq.B * ldp : 0);
       z.carry = w.take<T>(Cell::carry != Carry::none ? args.seq.B * ldh : 0);
-      z.da_T = w.take<char>(args.gradients ? Product::transposed_bytes(width, chunk_rows) : 0);
-      z.panel = w.take<char>(args.gradients ? args.plan.threads * panel_bytes() : 0);
-      z.rows = w.take<const S*>(args.plan.threads * chunk_rows);
     }
+    weight_gradients.take(w, chunk_rows, width);
     for (T*& dx : dx_below) dx = w.take<T>(s.L > 1 ? args.seq.R * s.D * P : 0);
     bytes = w.used;
   }
@@ -86,16 +84,6 @@ class Backward {
 
  private:
   Chunk nth(int64_t c) const { return chunk(c, args.plan.backward_steps, args.seq.T); }
-  // Panels that are packed at once for the gradients of weights: what a core's cache holds, so that da, the larger of
-  // the two, is read once for many of them; where there are few rows, all, so that the gradient is written row by row.
-  int64_t panels_at_once() const {
-    const Shape& s = args.shape;
-    const int64_t below = s.I > s.D * P ? s.I : s.D * P, widest = panel_count<Product>(below > H ? below : H);
-    if (args.plan.unpacked) return widest;
-    const int64_t fit = Product::kRightBytes / Right::bytes(chunk_rows, Product::kWidth);
-    return fit < 1 ? 1 : smaller(fit, widest);
-  }
-  int64_t panel_bytes() const { return round_up(Right::bytes(chunk_rows, panels_at_once() * Product::kWidth), 64); }
   Right W_ih(const L& layer, int64_t d, int g) const {
     return panels_of(layer.weights(d).W_ih, direction[d].W_ih, g, H, layer.inputs());
   }
@@ -111,6 +99,7 @@ class Backward {
       if (as_it_lies(N)) return {const_cast<T*>(static_cast<const T*>(weight)) + g * K * N, K, N, false};
     return Right::of(packed + g * Right::bytes(K, N), K, N);
   }
+  bool packs_hh() const { return args.seq.T > 1 || args.dh_0; }
   bool as_it_lies(int64_t N) const { return args.plan.unpacked && sizeof(S) == sizeof(T) && N % kLane == 0; }
 
   const S* output(int64_t l) const {
@@ -144,7 +133,7 @@ class Backward {
     };
     for (int g = 0; g < G; ++g) {
       if (dx(layer.l)) pack_gate(W_ih(layer, d, g), w.W_ih, g);
-      if (args.seq.T > 1 || args.dh_0) pack_gate(W_hh(layer, d, g), w.W_hh, g);
+      if (packs_hh()) pack_gate(W_hh(layer, d, g), w.W_hh, g);
     }
     if (w.W_hr) pack_gate(W_hr(layer, d), w.W_hr, 0);
   }
@@ -218,7 +207,10 @@ class Backward {
               Into::assign);
     }
     const int64_t together = going_on - rows.begin == 1 ? Product::kSingle : 1;
-    for (int64_t p = panels.begin; p < panels.end; p += together) {
+    const int64_t groups = (panels.size() + together - 1) / together;
+    for (int64_t i = 0; i < groups; ++i) {
+      // To and fro: what the last step used last of W_hh is still in the cache.
+      const int64_t p = panels.begin + (s % 2 == 1 ? groups - 1 - i : i) * together;
       const Range group{p, smaller(p + together, panels.end)};
       const int64_t begin = p * Product::kWidth, end = smaller(group.end * Product::kWidth, H);
       if (!projected) output_gradient(z.dh, ldh, group);
@@ -226,20 +218,25 @@ class Backward {
         const S* tape = layer.tape(static_cast<const S*>(args.tape), d, row + b, Cell::tape + projected);
         const S* out_t = projected ? tape + Cell::tape * H : y + b * ld;
         const S* dc_n = layer.state(static_cast<const S*>(args.dc_n), d, b, H);
-        for (int64_t j = begin; j < end; j += kLane) {
-          Vec<T> kept[Cell::tape + 1], out[C], dh = load(z.dh + b * ldh + j, H - j), carry{};
-          for (int i = 0; i < Cell::tape; ++i) kept[i] = load(tape + i * H + j, H - j);
+        in_packs<T, kTogether>(begin, end, [&](auto size, int64_t j) {
+          constexpr int N = size.value;
+          using V = Pack<T, N>;
+          const int64_t left = H - j;
+          V kept[Cell::tape + 1], da_t[C], dh = load_pack<N>(z.dh + b * ldh + j, left), carry{};
+          for (int i = 0; i < Cell::tape; ++i) kept[i] = load_pack<N>(tape + i * H + j, left);
           if constexpr (Cell::carry != Carry::none) {
             if (b < next)
-              carry = load(z.carry + b * ldh + j);
+              carry = load_pack<N>(z.carry + b * ldh + j);
             else if (dc_n)
-              carry = load(dc_n + j, H - j);
+              carry = load_pack<N>(dc_n + j, left);
           }
-          if constexpr (Cell::carry == Carry::hidden) dh += carry;
-          Cell::backward(kept, load(out_t + j, H - j), dh, carry, out);
-          if constexpr (Cell::carry != Carry::none) store(z.carry + b * ldh + j, carry);
-          for (int i = 0; i < C; ++i) da.write(b, i * Hk + j, out[i]);
-        }
+          if constexpr (Cell::carry == Carry::hidden) dh = dh + carry;
+          Cell::backward(kept, load_pack<N>(out_t + j, left), dh, carry, da_t);
+          for_vectors_of<T, N>(j, left, [&](int v, int64_t j, int64_t) {
+            if constexpr (Cell::carry != Carry::none) store(z.carry + b * ldh + j, carry.v[v]);
+            for (int i = 0; i < C; ++i) da.write(b, i * Hk + j, da_t[i].v[v]);
+          });
+        });
       }
     }
   }
@@ -270,7 +267,8 @@ class Backward {
       const Range rows = layer.rows(d, c);
       const Gradients& da = direction[d].da[c.index % 2];
       if (dx(layer.l)) input_gradient(layer, d, rows, da, team);
-      if (args.gradients) weight_gradients(layer, d, c, rows, da, team);
+      if (args.gradients)
+        weight_gradients.add(layer, d, c, da, layer.l > 0 ? output(layer.l - 1) : nullptr, output(layer.l), team);
       if (args.shape.D > 1) team.wait();  // both directions add to the same rows of dx
     }
   }
@@ -287,74 +285,10 @@ class Backward {
     }
   }
 
-  void weight_gradients(const L& layer, int64_t d, Chunk c, Range rows, const Gradients& da, const Team& team) {
-    enum Weight { ih, hh, hr };
-    const LayerGradients& out = args.gradients[layer.l * args.shape.D + d];
-    void* const dW[] = {out.dW_ih, out.dW_hh, out.dW_hr};
-    const int64_t columns[] = {layer.inputs(), P, args.shape.projected ? H : 0};
-    int64_t panels = 0;
-    for (const int64_t N : columns) panels += panel_count<Product>(N);
-    Range mine = team.part(panels);
-    const bool first = c.end == args.seq.T;  // chunks come in reverse
-    const Transposed da_T = Product::transposed(direction[d].da_T, da, chunk_rows);
-    if (!Product::kOnFloats) {
-      Product::transpose(da_T, da, rows.size(), team.part(width, Product::kRowUnit));
-      team.wait();
-    }
-    char* panel = direction[d].panel + team.rank * panel_bytes();
-    const S** sources = direction[d].rows + team.rank * chunk_rows;
-    for (int w = ih; w <= hr && mine.end > 0; ++w) {
-      const int64_t N = columns[w], end = smaller(mine.end, panel_count<Product>(N));
-      const S* mask = w == ih ? layer.mask() : nullptr;
-      if (mine.begin < end) {
-        if (w == ih) layer.input_rows(layer.l > 0 ? output(layer.l - 1) : nullptr, rows, sources);
-        if (w == hh) layer.previous_rows(output(layer.l), d, c, sources);
-        if (w == hr) layer.unprojected_rows(Cell::tape, d, rows, sources);
-      }
-      for (int64_t p = mine.begin, count; p < end; p += count) {
-        count = smaller(panels_at_once(), end - p);
-        const int64_t column = p * Product::kWidth, M = w == hr ? P : H;
-        const Right B = Right::of(panel, rows.size(), smaller(count * Product::kWidth, N - column));
-        const auto row = [&](int64_t k, int64_t n, int64_t count) {
-          if (!sources[k]) return Vec<T>{};
-          const Vec<T> v = load(sources[k] + column + n, count);
-          return mask ? as_stored<S>(v * load(mask + (rows.begin + k) * N + column + n, count)) : v;
-        };
-        pack_rows(B, row, Range{0, count});
-        for (int g = 0; g < (w == hr ? 1 : G); ++g) {
-          const int left = w == hr ? C : w == hh ? Cell::hidden_column(g) : g;
-          for (int64_t m = 0; m < M; m += Product::kLeftRows)
-            product(static_cast<T*>(dW[w]) + (g * M + m) * N + column, N, da_T.at(left * Hk + m),
-                    smaller(Product::kLeftRows, M - m), B, Range{0, count}, first ? Into::assign : Into::add);
-        }
-      }
-      const int64_t done = panel_count<Product>(N);
-      mine = {mine.begin > done ? mine.begin - done : 0, mine.end - done};
-    }
-    if (args.shape.bias) bias_gradients(out, first, rows.size(), da, team);
-  }
-
-  void bias_gradients(const LayerGradients& out, bool first, int64_t rows, const Gradients& da, const Team& team) {
-    const Range mine = team.part(H, kLane);
-    for (int g = 0; g < G; ++g)
-      for (int64_t j = mine.begin; j < mine.end; j += kLane) {
-        void* const both[] = {out.db_ih, out.db_hh};
-        const int column[] = {g, Cell::hidden_column(g)};
-        Vec<T> sum{};
-        for (int i = 0; i < 2; ++i) {
-          if (i == 0 || column[1] != column[0]) {
-            sum = Vec<T>{};
-            for (int64_t r = 0; r < rows; ++r) sum += da.read(r, column[i] * Hk + j);
-          }
-          T* p = static_cast<T*>(both[i]) + g * H + j;
-          store(p, first ? sum : load(p, H - j) + sum, H - j);
-        }
-      }
-  }
-
   const BackwardArgs& args;
   const int64_t H, P, Hp, Hk;  // Hp, Hk: units in vectors, and as a product's operand
   int64_t width, ldh, ldp, chunk_rows;
+  WeightGradients<Cell, S, Product> weight_gradients;
   size_t bytes;
   Direction direction[2];
   T* dx_below[2];

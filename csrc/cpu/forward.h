@@ -12,6 +12,7 @@ class Forward {
   static constexpr int G = Cell::gates, C = Cell::columns;
   static constexpr bool kHasCell = Cell::carry == Carry::cell;
   static constexpr int64_t kLane = kLanes<T>;
+  static constexpr int kTogether = Product::kWidth / kLane;  // vectors that a cell computes on at once
   static constexpr int64_t kStreamBytes = 4 * 1024 * 1024;  // an output larger than this is stored past the caches
 
   struct Direction {
@@ -46,7 +47,8 @@ class Forward {
       z.W_hh = args.plan.unpacked ? nullptr : w.take<char>(G * Right::bytes(P, H));
       z.W_hr = args.plan.unpacked || !s.projected ? nullptr : w.take<char>(Right::bytes(H, P));
       z.bias = w.take<T>(C * Hp);
-      for (T*& a : z.a) a = w.take<T>(chunk_rows * lda);
+      z.a[0] = w.take<T>(chunk_rows * lda);
+      z.a[1] = chunk_count(args.seq.T, args.plan.forward_steps) > 1 ? w.take<T>(chunk_rows * lda) : z.a[0];
       for (States& h : z.h) h = States::of(w.take<char>(States::bytes(args.seq.B, P)), P);
       z.c = w.take<T>(kHasCell ? args.seq.B * ldc : 0);
       z.out = Unrounded::of(w.take<char>(s.projected ? Unrounded::bytes(args.seq.B, H) : 0), H);
@@ -87,11 +89,14 @@ class Forward {
   using L = Layer<S, ForwardArgs>;
 
   Chunk nth(int64_t c) const { return chunk(c, args.plan.forward_steps, args.seq.T); }
-  Right W_ih(const L& layer, int64_t d, int g) const {
+  // Gate g of W_ih^T and W_hh^T, with `columns` of their panels: H, or Hp to have zeros behind them.
+  Right W_ih(const L& layer, int64_t d, int g, int64_t columns) const {
     const int64_t K = layer.inputs();
-    return Right::of(direction[d].W_ih + g * Right::bytes(K, H), K, H);
+    return Right::of(direction[d].W_ih + g * Right::bytes(K, H), K, columns);
   }
-  Right W_hh(int64_t d, int g) const { return Right::of(direction[d].W_hh + g * Right::bytes(P, H), P, H); }
+  Right W_hh(int64_t d, int g, int64_t columns) const {
+    return Right::of(direction[d].W_hh + g * Right::bytes(P, H), P, columns);
+  }
   Right W_hr(int64_t d) const { return Right::of(direction[d].W_hr, H, P); }
 
   S* output(int64_t l) const {  // [R, D*P]
@@ -121,7 +126,7 @@ class Forward {
     }
     if (args.plan.unpacked) return;
     for (int g = 0; g < G; ++g) {
-      const Right ih = W_ih(layer, d, g), hh = W_hh(d, g);
+      const Right ih = W_ih(layer, d, g, H), hh = W_hh(d, g, H);
       pack_transposed(ih, static_cast<const S*>(w.W_ih) + g * H * ih.K, ih.K, team.part(ih.count()));
       pack_transposed(hh, static_cast<const S*>(w.W_hh) + g * H * P, P, team.part(hh.count()));
     }
@@ -141,7 +146,7 @@ class Forward {
         const Range rows{begin, begin + smaller(Product::kInputRows, mine.end - begin)};
         T* a = z.a[c.index % 2] + rows.begin * lda;
         for (int64_t r = 0; r < rows.size(); ++r)
-          for (int i = 0; i < C; ++i)
+          for (int i = args.plan.unpacked ? 0 : G; i < C; ++i)  // the columns that the products do not begin
             for (int64_t j = units.begin * Product::kWidth; j < smaller(units.end * Product::kWidth, H); j += kLane)
               store(a + r * lda + i * Hp + j, load(z.bias + i * Hp + j));
         const States x = input(layer, z, {all.begin + rows.begin, all.begin + rows.end}, team);
@@ -150,7 +155,7 @@ class Forward {
             unpacked_product(a + g * Hp, lda, x, rows.size(), layer.weights(d).W_ih, g, layer.inputs(),
                              {units.begin * Product::kWidth, smaller(units.end * Product::kWidth, H)});
           else
-            product(a + g * Hp, lda, x, rows.size(), W_ih(layer, d, g), units, Into::add);
+            product(a + g * Hp, lda, x, rows.size(), W_ih(layer, d, g, Hp), units, Into::assign, z.bias + g * Hp);
         }
       }
     }
@@ -201,7 +206,7 @@ class Forward {
       const int64_t active = layer.active(d, s), next = layer.active(d, s + 1);
       T* a = z.a[c.index % 2] + (row - first) * lda;
       const Range rows{sequences.begin, smaller(sequences.end, active)};
-      step(layer, d, row, a, z.h[s % 2], z.h[(s + 1) % 2], rows, mine);
+      step(layer, d, row, a, z.h[s % 2], z.h[(s + 1) % 2], rows, mine, s % 2 == 1);
       if (args.shape.projected) step_projection(layer, d, row, z.h[(s + 1) % 2], rows);
       finish(layer, d, {next, active}, z.h[(s + 1) % 2], sequences, mine);
       begin(layer, d, {active, next}, z.h[(s + 1) % 2], sequences, mine);
@@ -212,44 +217,48 @@ class Forward {
 
   // Step of the sequences [rows.begin, rows.end) and the units of `panels`; `row` is that of sequence 0.
   void step(const L& layer, int64_t d, int64_t row, T* a, const States& h, const States& h_next, Range rows,
-            Range panels) {
+            Range panels, bool backwards) {
     if (rows.size() <= 0) return;
     const Direction& z = direction[d];
     const int64_t ldy = layer.outputs();
     S* y = output(layer.l) + row * ldy + d * P;
     const bool projected = args.shape.projected;
     const int64_t together = rows.size() == 1 ? Product::kSingle : 1;
-    for (int64_t p = panels.begin; p < panels.end; p += together) {
+    const int64_t groups = (panels.size() + together - 1) / together;
+    for (int64_t i = 0; i < groups; ++i) {
+      // To and fro: what the last step used last of W_hh is still in the cache.
+      const int64_t p = panels.begin + (backwards ? groups - 1 - i : i) * together;
       const Range group{p, smaller(p + together, panels.end)};
       const int64_t begin = p * Product::kWidth, end = smaller(group.end * Product::kWidth, H);
-      for (int g = 0; g < G; ++g) {
+      for (int turn = 0; turn < G; ++turn) {
+        const int g = backwards ? G - 1 - turn : turn;
         T* sum = a + rows.begin * lda + Cell::hidden_column(g) * Hp;
         if (args.plan.unpacked)
           unpacked_product(sum, lda, h.at(rows.begin), rows.size(), layer.weights(d).W_hh, g, P, {begin, end});
         else
-          product(sum, lda, h.at(rows.begin), rows.size(), W_hh(d, g), group, Into::add);
+          product(sum, lda, h.at(rows.begin), rows.size(), W_hh(d, g, Hp), group, Into::add);
       }
       for (int64_t b = rows.begin; b < rows.end; ++b) {
         S* tape = layer.tape(static_cast<S*>(args.tape), d, row + b, Cell::tape + projected);
-        for (int64_t j = begin; j < end; j += kLane) {
-          Vec<T> in[C], kept[Cell::tape + 1], h_before{}, c{};
-          for (int i = 0; i < C; ++i) in[i] = load(a + b * lda + i * Hp + j);
-          if constexpr (kHasCell) c = load(z.c + b * ldc + j);
-          if constexpr (Cell::carry == Carry::hidden) h_before = h.read(b, j);
-          const Vec<T> out = Cell::forward(in, h_before, c, kept);
-          if constexpr (kHasCell) store(z.c + b * ldc + j, c);
-          if (projected)
-            z.out.write(b, j, out);
-          else
-            put(h_next, b, j, y + b * ldy + j, out, H - j);
-          if (past_caches) {
-            for (int i = 0; tape && i < Cell::tape; ++i) stream(tape + i * H + j, kept[i], H - j);
-            if (tape && projected) stream(tape + Cell::tape * H + j, out, H - j);
-          } else {
-            for (int i = 0; tape && i < Cell::tape; ++i) store(tape + i * H + j, kept[i], H - j);
-            if (tape && projected) store(tape + Cell::tape * H + j, out, H - j);
-          }
-        }
+        in_packs<T, kTogether>(begin, end, [&](auto size, int64_t j) {
+          constexpr int N = size.value;
+          using V = Pack<T, N>;
+          V in[C], kept[Cell::tape + 1], h_before{}, c{};
+          for (int i = 0; i < C; ++i) in[i] = load_pack<N>(a + b * lda + i * Hp + j);
+          if constexpr (kHasCell) c = load_pack<N>(z.c + b * ldc + j);
+          if constexpr (Cell::carry == Carry::hidden)
+            h_before = pack_of<T, N>([&](int v) { return h.read(b, j + v * kLane); });
+          const V out = Cell::forward(in, h_before, c, kept);
+          for_vectors_of<T, N>(j, H - j, [&](int v, int64_t j, int64_t left) {
+            if constexpr (kHasCell) store(z.c + b * ldc + j, c.v[v]);
+            if (projected)
+              z.out.write(b, j, out.v[v]);
+            else
+              put(h_next, b, j, y + b * ldy + j, out.v[v], left);
+            for (int i = 0; tape && i < Cell::tape; ++i) put(tape + i * H + j, kept[i].v[v], left);
+            if (tape && projected) put(tape + Cell::tape * H + j, out.v[v], left);
+          });
+        });
       }
     }
   }
@@ -278,10 +287,13 @@ class Forward {
   void put(const States& h, int64_t b, int64_t j, S* y, Vec<T> v, int64_t count) const {
     v = as_stored<S>(v);
     h.write(b, j, v);
+    put(y, v, count);
+  }
+  void put(S* p, Vec<T> v, int64_t count) const {
     if (past_caches)
-      stream(y, v, count);
+      stream(p, v, count);
     else
-      store(y, v, count);
+      store(p, v, count);
   }
 
   // The initial state of the sequences in `which` that are this worker's.

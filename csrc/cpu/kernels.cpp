@@ -17,6 +17,7 @@ namespace rnn_ext::RNN_EXT_ISA_NAMESPACE {
 namespace {
 
 #include "vec.h"
+#include "pack.h"
 #include "math.h"
 #include "../cells/rnn.h"
 #include "../cells/lstm.h"
@@ -30,6 +31,7 @@ namespace {
 #endif
 #include "layer.h"
 #include "forward.h"
+#include "weight_gradients.h"
 #include "backward.h"
 
 // Calls act with the way to multiply that the plan asks for.

@@ -14,6 +14,9 @@ constexpr double kFlopsForThreads = 2e6;      // whole call: less is done before
 constexpr double kFlopsForHiddenSplit = 6e4;  // one step: what a worker saves must exceed the barrier
 constexpr int64_t kSequencesPerWorker = 4;    // fewer make the products inefficient
 constexpr int64_t kUnpackedRows = 4;
+// W_hh that does not fit into a core's cache: better half of it a core, as long as half of the sequences a core would
+// not be many. Tried out at H 256 to 1024, B 4 to 64, two threads, all cells.
+constexpr int64_t kCacheBytes = 1536 * 1024, kManySequencesPerWorker = 16;
 // Tiles: tried out at H 32 to 1024, B 8 to 256, one and two threads, all cells. With less, they are not filled, or what
 // it takes to split numbers into parts is not won back.
 constexpr int64_t kTileSequences = 16, kTileUnits = 128, kTileStates = 4096;
@@ -62,7 +65,9 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   const int64_t workers = plan.split_directions ? (threads + 1) / 2 : threads;  // on one time loop
   if (workers == 1) return plan;
   const bool tiles = plan.multiply == Multiply::amx;
-  const bool few = seq.B < (tiles ? kTileSequences : kSequencesPerWorker) * workers;
+  const bool streams = !tiles && row_bytes * shape.P > kCacheBytes;
+  const bool few = seq.B < (tiles ? kTileSequences : kSequencesPerWorker) * workers ||
+                   (streams && seq.B <= kManySequencesPerWorker * workers);
   const double enough = tiles ? kFlopsForHiddenSplitOfTiles : kFlopsForHiddenSplit * workers;
   // A projection needs every unit of a step: a split of the units would cost a second barrier.
   if (few && !shape.projected && seq.B * step_flops >= enough && shape.H >= 64 * workers)

@@ -106,12 +106,17 @@ void pack_rows(const Panels<T>& B, Row row, Range panels) {
 // What a product does with its result.
 enum class Into { assign, add };
 
-// C[M, N] = or += A[M, K] B[K, N] for M rows and N = NP panels of NV vectors, one block of k.
-// A[m, k] lies at A[m*lda + k], or at A[k*lda + m] where A is the transpose of what is stored.
+// C[M, N] = from + A[M, K] B[K, N] for M rows and N = NP panels of NV vectors, one block of k; row m of the first term
+// lies at from + m*ldf, and null is zeros. A[m, k] lies at A[m*lda + k], or at A[k*lda + m] where A is the transpose of
+// what is stored.
 template <class T, int M, int NV, int NP, bool kTransposedA>
 void tile(int64_t K, const T* A, int64_t lda, const T* B, int64_t ldb, int64_t panel_stride, T* C, int64_t ldc,
-          int64_t columns, Into into) {
+          int64_t columns, const T* from, int64_t ldf) {
   constexpr int kVectors = NV * NP;
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)  // on its way while the sums are formed
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) __builtin_prefetch(C + m * ldc + v * kLanes<T>, 1);
   Vec<T> sum[M][kVectors];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
@@ -133,10 +138,11 @@ void tile(int64_t K, const T* A, int64_t lda, const T* B, int64_t ldb, int64_t p
   T* row = C;
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
-    if (into == Into::add) {
+    if (from) {
 #pragma GCC unroll 16
-      for (int v = 0; v < kVectors - 1; ++v) sum[m][v] += load(row + v * kLanes<T>);
-      sum[m][kVectors - 1] += load(row + last, columns - last);
+      for (int v = 0; v < kVectors - 1; ++v) sum[m][v] += load(from + v * kLanes<T>);
+      sum[m][kVectors - 1] += load(from + last, columns - last);
+      from += ldf;
     }
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors - 1; ++v) store(row + v * kLanes<T>, sum[m][v]);
@@ -170,14 +176,15 @@ inline void tile_of_size(int64_t M, int64_t vectors, Args... args) {
 }
 
 template <bool kTransposedA, class T>
-void panel_product(T* C, int64_t ldc, const T* A, int64_t lda, int64_t M, const Panels<T>& B, Range panels, Into into) {
+void panel_product(T* C, int64_t ldc, const T* A, int64_t lda, int64_t M, const Panels<T>& B, Range panels, Into into,
+                   const T* bias) {
   if (M <= 0) return;
   const int64_t tiles = (M + kTileRows - 1) / kTileRows;  // of nearly equal height
   if (B.K <= kFewTerms && tiles > 1) {  // C is most of the traffic: row by row
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t m = M * i / tiles;
       panel_product<kTransposedA>(C + m * ldc, ldc, kTransposedA ? A + m : A + m * lda, lda, M * (i + 1) / tiles - m, B,
-                                  panels, into);
+                                  panels, into, bias);
     }
     return;
   }
@@ -187,33 +194,38 @@ void panel_product(T* C, int64_t ldc, const T* A, int64_t lda, int64_t M, const 
     const int64_t last = side_by_side ? p + kSinglePanels - 1 : p;
     const int64_t columns = (last - p) * kPanelWidth<T> + B.columns(last);
     const int64_t ldb = B.row_stride(p);
-    for (int64_t k0 = 0; k0 < B.K; k0 += kBlock) {
+    for (int64_t k0 = 0; k0 == 0 || k0 < B.K; k0 += kBlock) {
       const int64_t K = smaller(kBlock, B.K - k0);
       const T* b = B.panel(p) + k0 * ldb;
-      const Into how = k0 > 0 ? Into::add : into;
+      const bool onto_C = k0 > 0 || into == Into::add;
       for (int64_t i = 0; i < tiles; ++i) {
         const int64_t m = M * i / tiles, rows = M * (i + 1) / tiles - m;
         const T* a = kTransposedA ? A + k0 * lda + m : A + m * lda + k0;
         T* c = C + m * ldc + p * kPanelWidth<T>;
+        const T* from = onto_C ? c : bias ? bias + p * kPanelWidth<T> : nullptr;
+        const int64_t ldf = onto_C ? ldc : 0;
         if (side_by_side)
-          tile<T, 1, kPanelVectors, kSinglePanels, kTransposedA>(K, a, lda, b, ldb, B.stride(), c, ldc, columns, how);
+          tile<T, 1, kPanelVectors, kSinglePanels, kTransposedA>(K, a, lda, b, ldb, B.stride(), c, ldc, columns, from,
+                                                              ldf);
         else
           tile_of_size<T, kTransposedA>(rows, B.width(p) / kLanes<T>, K, a, lda, b, ldb, B.stride(), c, ldc, columns,
-                                        how);
+                                        from, ldf);
       }
     }
     p = last + 1;
   }
 }
 
-// C[M, columns of the panels] = or += A[M, K] B. C points at column 0 of B.
+// C[M, columns of the panels] = bias + A[M, K] B, or += A B. C and bias [1, columns], which may be null, point at
+// column 0 of B.
 template <class T>
-void product(T* C, int64_t ldc, Rows<T> A, int64_t M, const Panels<T>& B, Range panels, Into into) {
-  panel_product<false>(C, ldc, A.data, A.ld, M, B, panels, into);
+void product(T* C, int64_t ldc, Rows<T> A, int64_t M, const Panels<T>& B, Range panels, Into into,
+             const T* bias = nullptr) {
+  panel_product<false>(C, ldc, A.data, A.ld, M, B, panels, into, bias);
 }
 template <class T>
 void product(T* C, int64_t ldc, TransposedRows<T> A, int64_t M, const Panels<T>& B, Range panels, Into into) {
-  panel_product<true>(C, ldc, A.data, A.ld, M, B, panels, into);
+  panel_product<true, T>(C, ldc, A.data, A.ld, M, B, panels, into, nullptr);
 }
 
 #if defined(__AVX512F__)

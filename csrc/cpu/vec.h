@@ -58,20 +58,24 @@ inline VecF fma(VecF a, VecF b, VecF c) { return a * b + c; }
 inline VecD fma(VecD a, VecD b, VecD c) { return a * b + c; }
 #endif
 
-// a / b for finite b that is neither tiny nor huge, by an estimate of 1 / b and two corrections: the hardware's
-// division of a whole vector is slower.
+// 1 / b for finite b that is neither tiny nor huge. A division of a whole vector is slow: better an estimate, corrected.
+// And the lesser of two, the second where one is NaN.
 #if defined(__AVX512F__)
-inline VecF divide(VecF a, VecF b) {
+inline VecF reciprocal(VecF b) {
   const VecF estimate = (VecF)_mm512_maskz_rcp14_ps(0xffff, (__m512)b);
-  const VecF inverse = fma(estimate, fma(-b, estimate, splat(1.f)), estimate);
-  const VecF quotient = a * inverse;
-  return fma(fma(-b, quotient, a), inverse, quotient);
+  return fma(estimate, fma(-b, estimate, splat(1.f)), estimate);
 }
-inline VecD divide(VecD a, VecD b) { return a / b; }
+inline VecD reciprocal(VecD b) { return 1 / b; }
+inline VecF lesser(VecF a, VecF b) { return (VecF)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b); }
+inline VecD lesser(VecD a, VecD b) { return (VecD)_mm512_maskz_min_pd(0xff, (__m512d)a, (__m512d)b); }
 #else
 template <class V>
-inline V divide(V a, V b) {
-  return a / b;
+inline V reciprocal(V b) {
+  return 1 / b;
+}
+template <class V>
+inline V lesser(V a, V b) {
+  return a < b ? a : b;
 }
 #endif
 

@@ -1,0 +1,114 @@
+// Gradients of weights and biases from the da of a chunk, for all its steps as one product each:
+//   dW_ih += da^T x,   dW_hh += da^T h_{t-1},   dW_hr += dh^T out,   db += sum of da.
+// They are split among the workers by output, never by sequence: no sum depends on how many workers there are.
+
+template <class Cell, class S, class Product>
+class WeightGradients {
+  using T = Compute<S>;
+  using Gradients = typename Product::Gradients;
+  using Right = typename Product::Right;
+  using Transposed = typename Product::Transposed;
+  using L = Layer<S, BackwardArgs>;
+  static constexpr int G = Cell::gates, C = Cell::columns;
+  static constexpr int64_t kLane = kLanes<T>;
+
+ public:
+  explicit WeightGradients(const BackwardArgs& args) : args(args), H(args.shape.H), P(args.shape.P), Hk(Gradients::width(H)) {}
+
+  // Takes its part of the workspace: for chunks of that many rows, da of `row_width` numbers each.
+  void take(Workspace& w, int64_t rows_of_chunk, int64_t row_width) {
+    if (!args.gradients) return;
+    chunk_rows = rows_of_chunk;
+    width = row_width;
+    da_T = w.take<char>(Product::transposed_bytes(width, chunk_rows));
+    panel = w.take<char>(args.plan.threads * panel_bytes());
+    sources = w.take<const S*>(args.plan.threads * chunk_rows);
+  }
+
+  // Adds what the steps of chunk c, or for the last one writes; `below` and `own` are the outputs of the layer below
+  // and of this one. Between two calls the team must wait.
+  void add(const L& layer, int64_t d, Chunk c, const Gradients& da, const S* below, const S* own, const Team& team) {
+    const Range rows = layer.rows(d, c);
+    enum Weight { ih, hh, hr };
+    const LayerGradients& out = args.gradients[layer.l * args.shape.D + d];
+    void* const dW[] = {out.dW_ih, out.dW_hh, out.dW_hr};
+    const int64_t columns[] = {layer.inputs(), P, args.shape.projected ? H : 0};
+    int64_t panels = 0;
+    for (const int64_t N : columns) panels += panel_count<Product>(N);
+    Range mine = team.part(panels);
+    const bool first = c.end == args.seq.T;  // chunks come in reverse
+    const Transposed left = Product::transposed(da_T, da, chunk_rows);
+    if (!Product::kOnFloats) {
+      Product::transpose(left, da, rows.size(), team.part(width, Product::kRowUnit));
+      team.wait();
+    }
+    char* mine_packed = panel + team.rank * panel_bytes();
+    const S** from = sources + team.rank * chunk_rows;
+    for (int w = ih; w <= hr && mine.end > 0; ++w) {
+      const int64_t N = columns[w], end = smaller(mine.end, panel_count<Product>(N));
+      const S* mask = w == ih ? layer.mask() : nullptr;
+      if (mine.begin < end) {
+        if (w == ih) layer.input_rows(below, rows, from);
+        if (w == hh) layer.previous_rows(own, d, c, from);
+        if (w == hr) layer.unprojected_rows(Cell::tape, d, rows, from);
+      }
+      for (int64_t p = mine.begin, count; p < end; p += count) {
+        count = smaller(panels_at_once(), end - p);
+        const int64_t column = p * Product::kWidth, M = w == hr ? P : H;
+        const Right B = Right::of(mine_packed, rows.size(), smaller(count * Product::kWidth, N - column));
+        const auto row = [&](int64_t k, int64_t n, int64_t count) {
+          if (!from[k]) return Vec<T>{};
+          const Vec<T> v = load(from[k] + column + n, count);
+          return mask ? as_stored<S>(v * load(mask + (rows.begin + k) * N + column + n, count)) : v;
+        };
+        pack_rows(B, row, Range{0, count});
+        for (int g = 0; g < (w == hr ? 1 : G); ++g) {
+          const int column_of_da = w == hr ? C : w == hh ? Cell::hidden_column(g) : g;
+          for (int64_t m = 0; m < M; m += Product::kLeftRows)
+            product(static_cast<T*>(dW[w]) + (g * M + m) * N + column, N, left.at(column_of_da * Hk + m),
+                    smaller(Product::kLeftRows, M - m), B, Range{0, count}, first ? Into::assign : Into::add);
+        }
+      }
+      const int64_t done = panel_count<Product>(N);
+      mine = {mine.begin > done ? mine.begin - done : 0, mine.end - done};
+    }
+    if (args.shape.bias) bias_gradients(out, first, rows.size(), da, team);
+  }
+
+ private:
+  // Panels that are packed at once for the gradients of weights: what a core's cache holds, so that da, the larger of
+  // the two, is read once for many of them; where there are few rows, all, so that the gradient is written row by row.
+  int64_t panels_at_once() const {
+    const Shape& s = args.shape;
+    const int64_t below = s.I > s.D * P ? s.I : s.D * P, widest = panel_count<Product>(below > H ? below : H);
+    if (args.plan.unpacked) return widest;
+    const int64_t fit = Product::kRightBytes / Right::bytes(chunk_rows, Product::kWidth);
+    return fit < 1 ? 1 : smaller(fit, widest);
+  }
+  int64_t panel_bytes() const { return round_up(Right::bytes(chunk_rows, panels_at_once() * Product::kWidth), 64); }
+
+  void bias_gradients(const LayerGradients& out, bool first, int64_t rows, const Gradients& da, const Team& team) {
+    const Range mine = team.part(H, kLane);
+    for (int g = 0; g < G; ++g)
+      for (int64_t j = mine.begin; j < mine.end; j += kLane) {
+        void* const both[] = {out.db_ih, out.db_hh};
+        const int column[] = {g, Cell::hidden_column(g)};
+        Vec<T> sum{};
+        for (int i = 0; i < 2; ++i) {
+          if (i == 0 || column[1] != column[0]) {
+            sum = Vec<T>{};
+            for (int64_t r = 0; r < rows; ++r) sum += da.read(r, column[i] * Hk + j);
+          }
+          T* p = static_cast<T*>(both[i]) + g * H + j;
+          store(p, first ? sum : load(p, H - j) + sum, H - j);
+        }
+      }
+  }
+
+  const BackwardArgs& args;
+  const int64_t H, P, Hk;  // Hk: units as a product's operand
+  int64_t chunk_rows = 0, width = 0;
+  char* da_T = nullptr;   // da of a chunk as the left side of a product, where that differs
+  char* panel = nullptr;  // [workers, panel_bytes()]: its right side
+  const S** sources = nullptr;  // [workers, rows of a chunk]: where the rows of that side lie
+};
