@@ -22,6 +22,7 @@ class Backward {
     char* W_ih;   // panels of W_ih, gate by gate
     char* W_hh;   // panels of W_hh, gate by gate
     char* W_hr;   // panels of W_hr
+    char* piece;  // [workers, piece_bytes()]: of the weights where they are not packed beforehand
     Gradients da[2];  // [rows of a chunk, C, Hk]: gradients of the pre-activations, of this chunk and of the one before;
                       // where h_t is projected, dh_t [P] ends each row
     T* dh;        // [B, Hp]: gradient of the cell's output
@@ -41,13 +42,17 @@ class Backward {
     width = C * Hk + (args.shape.projected ? Gradients::width(P) : 0);
     ldp = padded_stride<T>(round_up(P, kLane));
     ldh = padded_stride<T>(Hp);
+    piece_size = packed() ? 0 : piece_bytes<Product>(s.projected && P > H ? P : H);
     Workspace w{static_cast<char*>(args.workspace)};
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];
-      const auto right = [&](int64_t count, int64_t K, int64_t N) { return w.take<char>(count * Right::bytes(K, N)); };
+      const auto right = [&](int64_t count, int64_t K, int64_t N) {
+        return w.take<char>(packed() ? count * Right::bytes(K, N) : 0);
+      };
       z.W_ih = right(G, H, widest);
       z.W_hh = right(G, H, P);
       z.W_hr = right(s.projected ? 1 : 0, P, H);
+      z.piece = w.take<char>(args.plan.threads * piece_size);
       for (Gradients& da : z.da) da = Gradients::of(w.take<char>(Gradients::bytes(chunk_rows, width)), width);
       z.dh = w.take<T>(args.seq.B * ldh);
       z.dh_t = w.take<T>(s.projected ? args.seq.B * ldp : 0);
@@ -91,27 +96,38 @@ class Backward {
   int64_t panels_at_once() const {
     const Shape& s = args.shape;
     const int64_t below = s.I > s.D * P ? s.I : s.D * P, widest = panel_count<Product>(below > H ? below : H);
-    if (args.plan.unpacked) return widest;
+    if (!packed()) return widest;
     const int64_t fit = Product::kRightBytes / Right::bytes(chunk_rows, Product::kWidth);
     return fit < 1 ? 1 : smaller(fit, widest);
   }
   int64_t panel_bytes() const { return round_up(Right::bytes(chunk_rows, panels_at_once() * Product::kWidth), 64); }
-  Right W_ih(const L& layer, int64_t d, int g) const {
-    return panels_of(layer.weights(d).W_ih, direction[d].W_ih, g, H, layer.inputs());
+  bool packed() const { return args.plan.weights == Weights::packed; }
+  // A gate's rows of a weight, [K, N]: as they lie, and where their panels are if they are packed.
+  struct Weight {
+    const S* rows;
+    int64_t K, N;
+    char* panels;
+    Right packed() const { return Right::of(panels, K, N); }
+  };
+  Weight gate(const void* all, char* panels, int g, int64_t K, int64_t N) const {
+    return {static_cast<const S*>(all) + g * K * N, K, N, panels + g * Right::bytes(K, N)};
   }
-  Right W_hh(const L& layer, int64_t d, int g) const {
-    return panels_of(layer.weights(d).W_hh, direction[d].W_hh, g, H, P);
+  Weight W_ih(const L& layer, int64_t d, int g) const {
+    return gate(layer.weights(d).W_ih, direction[d].W_ih, g, H, layer.inputs());
   }
-  Right W_hr(const L& layer, int64_t d) const {
-    return panels_of(layer.weights(d).W_hr, direction[d].W_hr, 0, P, H);
+  Weight W_hh(const L& layer, int64_t d, int g) const {
+    return gate(layer.weights(d).W_hh, direction[d].W_hh, g, H, P);
   }
-  // Of a weight [gates*K, N], gate g; as it lies where packing would not pay.
-  Right panels_of(const void* weight, char* packed, int g, int64_t K, int64_t N) const {
-    if constexpr (Product::kOnFloats && sizeof(S) == sizeof(T))
-      if (as_it_lies(N)) return {const_cast<T*>(static_cast<const T*>(weight)) + g * K * N, K, N, false};
-    return Right::of(packed + g * Right::bytes(K, N), K, N);
+  Weight W_hr(const L& layer, int64_t d) const { return gate(layer.weights(d).W_hr, direction[d].W_hr, 0, P, H); }
+
+  // C = or += A W for the columns of the panels.
+  template <class Left>
+  void multiply(T* out, int64_t ldo, const Left& A, int64_t M, const Weight& W, Range panels, Into into,
+                const Direction& z, const Team& team) {
+    if (packed()) return product(out, ldo, A, M, W.packed(), panels, into);
+    char* piece = z.piece + team.rank * piece_size;
+    product_of_rows_in_pieces<Product>(out, ldo, A, M, W.rows, W.K, W.N, panels, into, piece);
   }
-  bool as_it_lies(int64_t N) const { return args.plan.unpacked && sizeof(S) == sizeof(T) && N % kLane == 0; }
 
   const S* output(int64_t l) const {
     if (l == args.shape.L - 1) return static_cast<const S*>(args.y);
@@ -136,17 +152,16 @@ class Backward {
   }
 
   void pack(const L& layer, int64_t d, const Team& team) {
-    const LayerWeights& w = layer.weights(d);
-    const auto pack_gate = [&](const Right& B, const void* W, int g) {
-      const S* first = static_cast<const S*>(W) + g * B.K * B.N;
-      const auto row = [&](int64_t k, int64_t n, int64_t count) { return load(first + k * B.N + n, count); };
-      if (!as_it_lies(B.N)) pack_rows(B, row, team.part(B.count()));
+    if (!packed()) return;
+    const auto pack_gate = [&](const Weight& W) {
+      const auto row = [&](int64_t k, int64_t n, int64_t count) { return load(W.rows + k * W.N + n, count); };
+      pack_rows(W.packed(), row, team.part(panel_count<Product>(W.N)));
     };
     for (int g = 0; g < G; ++g) {
-      if (dx(layer.l)) pack_gate(W_ih(layer, d, g), w.W_ih, g);
-      if (args.seq.T > 1 || args.dh_0) pack_gate(W_hh(layer, d, g), w.W_hh, g);
+      if (dx(layer.l)) pack_gate(W_ih(layer, d, g));
+      if (args.seq.T > 1 || args.dh_0) pack_gate(W_hh(layer, d, g));
     }
-    if (w.W_hr) pack_gate(W_hr(layer, d), w.W_hr, 0);
+    if (args.shape.projected) pack_gate(W_hr(layer, d));
   }
 
   void loop(const L& layer, int64_t d, Chunk c, const Team& team) {
@@ -158,11 +173,11 @@ class Backward {
     const Gradients here = z.da[c.index % 2];
     const int64_t first = layer.rows(d, c).begin;
     for (int64_t s = c.end - 1; s >= c.begin; --s) {
-      step(layer, d, s, here.at(layer.first_row(d, s) - first), da_of(layer, d, s + 1, c), sequences, mine);
+      step(layer, d, s, here.at(layer.first_row(d, s) - first), da_of(layer, d, s + 1, c), sequences, mine, team);
       if (by_unit) team.wait();
     }
     if (c.begin == 0)
-      initial_gradients(layer, d, da_of(layer, d, 0, c), {0, layer.active(d, 0)}, sequences, mine);
+      initial_gradients(layer, d, da_of(layer, d, 0, c), {0, layer.active(d, 0)}, sequences, mine, team);
   }
 
   // da of step s, which is in chunk c or the first step of the chunk after it; nothing past the end.
@@ -173,14 +188,14 @@ class Backward {
   }
 
   void step(const L& layer, int64_t d, int64_t s, const Gradients& da, const Gradients& da_next, Range sequences,
-            Range panels) {
+            Range panels, const Team& team) {
     const Direction& z = direction[d];
     const int64_t active = layer.active(d, s), next = layer.active(d, s + 1);
     const int64_t row = layer.first_row(d, s), ld = layer.outputs();
     const Range rows{sequences.begin, smaller(sequences.end, active)};
     const int64_t going_on = smaller(rows.end, next);  // sequences before it have a later step
     // Sequences that began at step s + 1 have nothing before it but h_0.
-    if (next > active) initial_gradients(layer, d, da_next, {active, next}, sequences, panels);
+    if (next > active) initial_gradients(layer, d, da_next, {active, next}, sequences, panels, team);
     if (rows.size() <= 0) return;
 
     const bool last_layer = layer.l == args.shape.L - 1;
@@ -206,16 +221,16 @@ class Backward {
         }
       }
       for (int g = 0; g < G && going_on > rows.begin; ++g)
-        product(out + rows.begin * ldo, ldo, da_next.at(rows.begin, Cell::hidden_column(g) * Hk),
-                going_on - rows.begin, W_hh(layer, d, g), group, Into::add);
+        multiply(out + rows.begin * ldo, ldo, da_next.at(rows.begin, Cell::hidden_column(g) * Hk),
+                 going_on - rows.begin, W_hh(layer, d, g), group, Into::add, z, team);
     };
     const bool projected = args.shape.projected;
     if (projected) {
       output_gradient(z.dh_t, ldp, {0, panel_count<Product>(P)});
       for (int64_t b = rows.begin; b < rows.end; ++b)
         for (int64_t j = 0; j < P; j += kLane) da.write(b, C * Hk + j, load(z.dh_t + b * ldp + j, P - j));
-      product(z.dh + rows.begin * ldh, ldh, da.at(rows.begin, C * Hk), rows.size(), W_hr(layer, d), panels,
-              Into::assign);
+      multiply(z.dh + rows.begin * ldh, ldh, da.at(rows.begin, C * Hk), rows.size(), W_hr(layer, d), panels,
+               Into::assign, z, team);
     }
     const int64_t together = going_on - rows.begin == 1 ? Product::kSingle : 1;
     for (int64_t p = panels.begin; p < panels.end; p += together) {
@@ -245,14 +260,16 @@ class Backward {
   }
 
   // Gradients of the initial states of the sequences in `which` that are this worker's; da is that of their first step.
-  void initial_gradients(const L& layer, int64_t d, const Gradients& da, Range which, Range sequences, Range panels) {
+  void initial_gradients(const L& layer, int64_t d, const Gradients& da, Range which, Range sequences, Range panels,
+                         const Team& team) {
     const int64_t begin = which.begin > sequences.begin ? which.begin : sequences.begin;
     const int64_t count = smaller(which.end, sequences.end) - begin;
     if (count <= 0) return;
     T* dh_0 = layer.state(static_cast<T*>(args.dh_0), d, begin, P);
     for (int g = 0; g < G && dh_0; ++g)
-      product(dh_0, P, da.at(begin, Cell::hidden_column(g) * Hk), count, W_hh(layer, d, g),
-              {panels.begin, smaller(panels.end, panel_count<Product>(P))}, g > 0 ? Into::add : Into::assign);
+      multiply(dh_0, P, da.at(begin, Cell::hidden_column(g) * Hk), count, W_hh(layer, d, g),
+               {panels.begin, smaller(panels.end, panel_count<Product>(P))}, g > 0 ? Into::add : Into::assign,
+               direction[d], team);
     T* target = Cell::carry == Carry::cell ? layer.state(static_cast<T*>(args.dc_0), d, begin, H) : dh_0;
     if (Cell::carry == Carry::none || !target) return;
     const int64_t last = smaller(panels.end * Product::kWidth, H);
@@ -281,10 +298,10 @@ class Backward {
     const bool by_panel = args.plan.split == Split::hidden && panels >= team.size;
     const Range mine = by_panel ? Range{0, rows.size()} : team.part(rows.size(), Product::kRowUnit);
     T* out = dx(layer.l) + (rows.begin + mine.begin) * N;
-    for (int g = 0; g < G; ++g) {
-      product(out, N, da.at(mine.begin, g * Hk), mine.size(), W_ih(layer, d, g),
-              by_panel ? team.part(panels) : Range{0, panels}, args.shape.D > 1 || g > 0 ? Into::add : Into::assign);
-    }
+    for (int g = 0; g < G; ++g)
+      multiply(out, N, da.at(mine.begin, g * Hk), mine.size(), W_ih(layer, d, g),
+               by_panel ? team.part(panels) : Range{0, panels}, args.shape.D > 1 || g > 0 ? Into::add : Into::assign,
+               direction[d], team);
   }
 
   void weight_gradients(const L& layer, int64_t d, Chunk c, Range rows, const Gradients& da, const Team& team) {
@@ -354,7 +371,7 @@ class Backward {
 
   const BackwardArgs& args;
   const int64_t H, P, Hp, Hk;  // Hp, Hk: units in vectors, and as a product's operand
-  int64_t width, ldh, ldp, chunk_rows;
+  int64_t width, ldh, ldp, chunk_rows, piece_size;
   size_t bytes;
   Direction direction[2];
   T* dx_below[2];

@@ -18,6 +18,7 @@ class Forward {
     char* W_ih;   // panels of W_ih^T, gate by gate
     char* W_hh;   // panels of W_hh^T, gate by gate
     char* W_hr;   // panels of W_hr^T
+    char* piece;  // [workers, piece_bytes()]: of the weights where they are not packed beforehand
     T* bias;      // [C, Hp]
     T* a[2];      // [rows of a chunk, C, Hp]: pre-activations, of this chunk and of the next one
     States h[2];  // [B, P]: states before and after a step
@@ -38,13 +39,18 @@ class Forward {
     ldc = padded_stride<T>(Hp);
     input_rows = smaller(chunk_rows, Product::kInputRows);
     input_bytes = round_up(States::bytes(input_rows, widest), 64);
+    piece_size = args.plan.weights == Weights::in_pieces ? piece_bytes<Product>(widest > H ? widest : H) : 0;
     past_caches = args.seq.R * s.D * P * int64_t(sizeof(S)) > kStreamBytes;
     Workspace w{static_cast<char*>(args.workspace)};
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];
-      z.W_ih = args.plan.unpacked ? nullptr : w.take<char>(G * Right::bytes(widest, H));
-      z.W_hh = args.plan.unpacked ? nullptr : w.take<char>(G * Right::bytes(P, H));
-      z.W_hr = args.plan.unpacked || !s.projected ? nullptr : w.take<char>(Right::bytes(H, P));
+      const auto packed = [&](int64_t count, int64_t K, int64_t N) {
+        return w.take<char>(args.plan.weights == Weights::packed ? count * Right::bytes(K, N) : 0);
+      };
+      z.W_ih = packed(G, widest, H);
+      z.W_hh = packed(G, P, H);
+      z.W_hr = packed(s.projected ? 1 : 0, H, P);
+      z.piece = w.take<char>(args.plan.threads * piece_size);
       z.bias = w.take<T>(C * Hp);
       for (T*& a : z.a) a = w.take<T>(chunk_rows * lda);
       for (States& h : z.h) h = States::of(w.take<char>(States::bytes(args.seq.B, P)), P);
@@ -87,12 +93,23 @@ class Forward {
   using L = Layer<S, ForwardArgs>;
 
   Chunk nth(int64_t c) const { return chunk(c, args.plan.forward_steps, args.seq.T); }
-  Right W_ih(const L& layer, int64_t d, int g) const {
-    const int64_t K = layer.inputs();
-    return Right::of(direction[d].W_ih + g * Right::bytes(K, H), K, H);
+  // A gate's rows of a weight, [N, K]: as they lie, and where their panels are if they are packed.
+  struct Weight {
+    const S* rows;
+    int64_t K, N;
+    char* panels;
+    Right packed() const { return Right::of(panels, K, N); }
+  };
+  Weight gate(const void* all, char* panels, int g, int64_t K, int64_t N) const {
+    return {static_cast<const S*>(all) + g * N * K, K, N, panels + g * Right::bytes(K, N)};
   }
-  Right W_hh(int64_t d, int g) const { return Right::of(direction[d].W_hh + g * Right::bytes(P, H), P, H); }
-  Right W_hr(int64_t d) const { return Right::of(direction[d].W_hr, H, P); }
+  Weight W_ih(const L& layer, int64_t d, int g) const {
+    return gate(layer.weights(d).W_ih, direction[d].W_ih, g, layer.inputs(), H);
+  }
+  Weight W_hh(const L& layer, int64_t d, int g) const {
+    return gate(layer.weights(d).W_hh, direction[d].W_hh, g, P, H);
+  }
+  Weight W_hr(const L& layer, int64_t d) const { return gate(layer.weights(d).W_hr, direction[d].W_hr, 0, H, P); }
 
   S* output(int64_t l) const {  // [R, D*P]
     if (l == args.shape.L - 1) return static_cast<S*>(args.y);
@@ -119,13 +136,15 @@ class Forward {
             bias[Cell::hidden_column(g) * Hp + j] += widen(static_cast<const S*>(w.b_hh)[g * H + j]);
           }
     }
-    if (args.plan.unpacked) return;
+    if (args.plan.weights != Weights::packed) return;
+    const auto pack_gate = [&](const Weight& W) {
+      pack_transposed(W.packed(), W.rows, W.K, team.part(panel_count<Product>(W.N)));
+    };
     for (int g = 0; g < G; ++g) {
-      const Right ih = W_ih(layer, d, g), hh = W_hh(d, g);
-      pack_transposed(ih, static_cast<const S*>(w.W_ih) + g * H * ih.K, ih.K, team.part(ih.count()));
-      pack_transposed(hh, static_cast<const S*>(w.W_hh) + g * H * P, P, team.part(hh.count()));
+      pack_gate(W_ih(layer, d, g));
+      pack_gate(W_hh(layer, d, g));
     }
-    if (w.W_hr) pack_transposed(W_hr(d), static_cast<const S*>(w.W_hr), H, team.part(panel_count<Product>(P)));
+    if (args.shape.projected) pack_gate(W_hr(layer, d));
   }
 
   // a = W_ih x + b for the rows of a chunk.
@@ -145,23 +164,24 @@ class Forward {
             for (int64_t j = units.begin * Product::kWidth; j < smaller(units.end * Product::kWidth, H); j += kLane)
               store(a + r * lda + i * Hp + j, load(z.bias + i * Hp + j));
         const States x = input(layer, z, {all.begin + rows.begin, all.begin + rows.end}, team);
-        for (int g = 0; g < G; ++g) {
-          if (args.plan.unpacked)
-            unpacked_product(a + g * Hp, lda, x, rows.size(), layer.weights(d).W_ih, g, layer.inputs(),
-                             {units.begin * Product::kWidth, smaller(units.end * Product::kWidth, H)});
-          else
-            product(a + g * Hp, lda, x, rows.size(), W_ih(layer, d, g), units, Into::add);
-        }
+        for (int g = 0; g < G; ++g)
+          multiply(a + g * Hp, lda, x, rows.size(), W_ih(layer, d, g), units, Into::add, z, team);
       }
     }
   }
 
-  // C += A W^T for the rows `units` of gate g of a weight [G*H, K] as it lies.
+  // C = or += A W^T for the units of the panels.
   template <class Left>
-  void unpacked_product(T* out, int64_t ldo, const Left& A, int64_t M, const void* weight, int g, int64_t K,
-                        Range units) {
-    if constexpr (Product::kOnFloats)
-      dot_product(out, ldo, A.data, A.ld, M, static_cast<const S*>(weight) + g * H * K, K, K, units);
+  void multiply(T* out, int64_t ldo, const Left& A, int64_t M, const Weight& W, Range panels, Into into,
+                const Direction& z, const Team& team) {
+    if (args.plan.weights == Weights::packed) return product(out, ldo, A, M, W.packed(), panels, into);
+    if constexpr (Product::kOnFloats) {
+      const Range units{panels.begin * Product::kWidth, smaller(panels.end * Product::kWidth, W.N)};
+      if (args.plan.weights == Weights::as_they_lie)
+        return dot_product(out, ldo, A.data, A.ld, M, W.rows, W.K, W.K, units, into);
+    }
+    char* piece = z.piece + team.rank * piece_size;
+    product_in_pieces<Product>(out, ldo, A, M, W.rows, W.K, W.N, panels, into, piece);
   }
 
   // Rows of the layer's input as an operand: in place where they already are one, else copied.
@@ -201,8 +221,8 @@ class Forward {
       const int64_t active = layer.active(d, s), next = layer.active(d, s + 1);
       T* a = z.a[c.index % 2] + (row - first) * lda;
       const Range rows{sequences.begin, smaller(sequences.end, active)};
-      step(layer, d, row, a, z.h[s % 2], z.h[(s + 1) % 2], rows, mine);
-      if (args.shape.projected) step_projection(layer, d, row, z.h[(s + 1) % 2], rows);
+      step(layer, d, row, a, z.h[s % 2], z.h[(s + 1) % 2], rows, mine, team);
+      if (args.shape.projected) step_projection(layer, d, row, z.h[(s + 1) % 2], rows, team);
       finish(layer, d, {next, active}, z.h[(s + 1) % 2], sequences, mine);
       begin(layer, d, {active, next}, z.h[(s + 1) % 2], sequences, mine);
       if (by_unit) team.wait();
@@ -212,7 +232,7 @@ class Forward {
 
   // Step of the sequences [rows.begin, rows.end) and the units of `panels`; `row` is that of sequence 0.
   void step(const L& layer, int64_t d, int64_t row, T* a, const States& h, const States& h_next, Range rows,
-            Range panels) {
+            Range panels, const Team& team) {
     if (rows.size() <= 0) return;
     const Direction& z = direction[d];
     const int64_t ldy = layer.outputs();
@@ -224,10 +244,7 @@ class Forward {
       const int64_t begin = p * Product::kWidth, end = smaller(group.end * Product::kWidth, H);
       for (int g = 0; g < G; ++g) {
         T* sum = a + rows.begin * lda + Cell::hidden_column(g) * Hp;
-        if (args.plan.unpacked)
-          unpacked_product(sum, lda, h.at(rows.begin), rows.size(), layer.weights(d).W_hh, g, P, {begin, end});
-        else
-          product(sum, lda, h.at(rows.begin), rows.size(), W_hh(d, g), group, Into::add);
+        multiply(sum, lda, h.at(rows.begin), rows.size(), W_hh(layer, d, g), group, Into::add, z, team);
       }
       for (int64_t b = rows.begin; b < rows.end; ++b) {
         S* tape = layer.tape(static_cast<S*>(args.tape), d, row + b, Cell::tape + projected);
@@ -255,15 +272,11 @@ class Forward {
   }
 
   // h_t = W_hr out of the same sequences.
-  void step_projection(const L& layer, int64_t d, int64_t row, const States& h, Range rows) {
+  void step_projection(const L& layer, int64_t d, int64_t row, const States& h, Range rows, const Team& team) {
     const Direction& z = direction[d];
     T* sum = z.projected + rows.begin * ldh;
-    if (args.plan.unpacked) {
-      for (int64_t i = 0; i < rows.size() * ldh; ++i) sum[i] = 0;
-      unpacked_product(sum, ldh, z.out.at(rows.begin), rows.size(), layer.weights(d).W_hr, 0, H, {0, P});
-    } else {
-      product(sum, ldh, z.out.at(rows.begin), rows.size(), W_hr(d), Range{0, panel_count<Product>(P)}, Into::assign);
-    }
+    const Range panels{0, panel_count<Product>(P)};
+    multiply(sum, ldh, z.out.at(rows.begin), rows.size(), W_hr(layer, d), panels, Into::assign, z, team);
     const int64_t ldy = layer.outputs();
     S* y = output(layer.l) + row * ldy + d * P;
     for (int64_t b = rows.begin; b < rows.end; ++b)
@@ -319,7 +332,7 @@ class Forward {
 
   const ForwardArgs& args;
   const int64_t H, P, Hp;
-  int64_t lda, ldh, ldc, chunk_rows, input_rows, input_bytes;
+  int64_t lda, ldh, ldc, chunk_rows, input_rows, input_bytes, piece_size;
   bool past_caches;
   size_t bytes;
   Direction direction[2];

@@ -25,6 +25,7 @@ namespace {
 #if defined(__AMX_BF16__)
 #include "amx.h"
 #endif
+#include "pieces.h"
 #include "layer.h"
 #include "forward.h"
 #include "backward.h"

@@ -52,7 +52,10 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   const int64_t forward_rows = std::clamp<int64_t>(kChunkBytes / row_bytes, 64, 1024);
   plan.forward_steps = steps_for(seq, std::min(forward_rows, std::max<int64_t>(seq.R / 8, 64)));
   plan.backward_steps = steps_for(seq, std::clamp<int64_t>(shape.H, 256, 1024));
-  plan.unpacked = !batch_invariant && plan.multiply == Multiply::fma && seq.R <= kUnpackedRows;
+  if (!batch_invariant && plan.multiply == Multiply::fma && seq.R <= kUnpackedRows)
+    plan.weights = Weights::as_they_lie;
+  else if (seq.T == 1)
+    plan.weights = Weights::in_pieces;
 
   const double step_flops = 2.0 * (gates + shape.projected) * shape.H * shape.P;  // of one sequence and direction
   const double flops = double(seq.R) * shape.L * shape.D * (step_flops + 2.0 * gates * shape.H * shape.I);
@@ -73,7 +76,8 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
 }
 
 const char* name(const Plan& plan) {
-  if (plan.unpacked) return "unpacked";
+  if (plan.weights == Weights::as_they_lie) return "unpacked";
+  if (plan.weights == Weights::in_pieces) return "one step";
   if (plan.threads == 1) return "serial";
   if (plan.split == Split::batch) return plan.split_directions ? "direction and batch split" : "batch split";
   if (plan.split == Split::hidden) return plan.split_directions ? "direction and hidden split" : "hidden split";

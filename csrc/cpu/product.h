@@ -235,12 +235,12 @@ inline T sum_of_lanes(Vec<T> v) {
 }
 #endif
 
-// C[M, N] += A[M, K] W[N, K]^T on the weights as they lie. Packing costs about as much as a product with a few
+// C[M, N] = or += A[M, K] W[N, K]^T on the weights as they lie. Packing costs about as much as a product with a few
 // rows; for no more rows than that, dot products read each weight once. Lanes run over k here, so the bits differ
 // from those of product().
 template <class T, class S>
 void dot_product(T* C, int64_t ldc, const T* A, int64_t lda, int64_t M, const S* W, int64_t ldw, int64_t K,
-                 Range columns) {
+                 Range columns, Into into) {
   constexpr int kRows = 8, kStep = kLanes<T>;
   for (int64_t n0 = columns.begin; n0 < columns.end; n0 += kRows) {
     const int64_t rows = smaller(kRows, columns.end - n0);
@@ -257,7 +257,10 @@ void dot_product(T* C, int64_t ldc, const T* A, int64_t lda, int64_t M, const S*
           for (int64_t i = 0; i < rows; ++i) sum[i] = fma(a, load(W + (n0 + i) * ldw + k, K - k), sum[i]);
         }
       }
-      for (int64_t i = 0; i < rows; ++i) C[m * ldc + n0 + i] += sum_of_lanes<T>(sum[i]);
+      for (int64_t i = 0; i < rows; ++i) {
+        T& c = C[m * ldc + n0 + i];
+        c = (into == Into::add ? c : 0) + sum_of_lanes<T>(sum[i]);
+      }
     }
   }
 }
