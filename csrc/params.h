@@ -58,8 +58,8 @@ enum class Split : int { none, batch, hidden };  // what the threads divide insi
 enum class Multiply : int { fma, amx };         // vectors, or tiles of bfloat16 parts (amx.h)
 enum class Weights : int {                     // how they become operands
   packed,      // all of them before the time loop
-  in_pieces,   // where they are used, as the only step does: a piece stays in a core's cache until it is multiplied
-  as_they_lie  // in forward not at all: for few rows packing would not pay
+  in_pieces,   // piece by piece where a single step uses them: a piece stays in a core's cache until it is multiplied
+  as_they_lie  // not at all in forward, where packing would not pay for few rows; in backward as in_pieces
 };
 struct Plan {
   Multiply multiply = Multiply::fma;

@@ -14,6 +14,7 @@ class Backward {
   using Gradients = typename Product::Gradients;
   using Right = typename Product::Right;
   using Transposed = typename Product::Transposed;
+  using W = Weight<Product, S>;
   using L = Layer<S, BackwardArgs>;
   static constexpr int G = Cell::gates, C = Cell::columns;
   static constexpr int64_t kLane = kLanes<T>;
@@ -22,7 +23,7 @@ class Backward {
     char* W_ih;   // panels of W_ih, gate by gate
     char* W_hh;   // panels of W_hh, gate by gate
     char* W_hr;   // panels of W_hr
-    char* piece;  // [workers, piece_bytes()]: of the weights where they are not packed beforehand
+    char* piece;  // [workers, piece_size]: a panel of a weight that is packed where it is used
     Gradients da[2];  // [rows of a chunk, C, Hk]: gradients of the pre-activations, of this chunk and of the one before;
                       // where h_t is projected, dh_t [P] ends each row
     T* dh;        // [B, Hp]: gradient of the cell's output
@@ -42,7 +43,7 @@ class Backward {
     width = C * Hk + (args.shape.projected ? Gradients::width(P) : 0);
     ldp = padded_stride<T>(round_up(P, kLane));
     ldh = padded_stride<T>(Hp);
-    piece_size = packed() ? 0 : piece_bytes<Product>(s.projected && P > H ? P : H);
+    piece_size = packed() ? 0 : W::piece_bytes(H);
     Workspace w{static_cast<char*>(args.workspace)};
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];
@@ -102,31 +103,20 @@ class Backward {
   }
   int64_t panel_bytes() const { return round_up(Right::bytes(chunk_rows, panels_at_once() * Product::kWidth), 64); }
   bool packed() const { return args.plan.weights == Weights::packed; }
-  // A gate's rows of a weight, [K, N]: as they lie, and where their panels are if they are packed.
-  struct Weight {
-    const S* rows;
-    int64_t K, N;
-    char* panels;
-    Right packed() const { return Right::of(panels, K, N); }
-  };
-  Weight gate(const void* all, char* panels, int g, int64_t K, int64_t N) const {
-    return {static_cast<const S*>(all) + g * K * N, K, N, panels + g * Right::bytes(K, N)};
+  W W_ih(const L& layer, int64_t d, int g) const {
+    return W::gate(g, layer.weights(d).W_ih, direction[d].W_ih, H, layer.inputs());
   }
-  Weight W_ih(const L& layer, int64_t d, int g) const {
-    return gate(layer.weights(d).W_ih, direction[d].W_ih, g, H, layer.inputs());
+  W W_hh(const L& layer, int64_t d, int g) const {
+    return W::gate(g, layer.weights(d).W_hh, direction[d].W_hh, H, P);
   }
-  Weight W_hh(const L& layer, int64_t d, int g) const {
-    return gate(layer.weights(d).W_hh, direction[d].W_hh, g, H, P);
-  }
-  Weight W_hr(const L& layer, int64_t d) const { return gate(layer.weights(d).W_hr, direction[d].W_hr, 0, P, H); }
+  W W_hr(const L& layer, int64_t d) const { return W::gate(0, layer.weights(d).W_hr, direction[d].W_hr, P, H); }
 
   // C = or += A W for the columns of the panels.
   template <class Left>
-  void multiply(T* out, int64_t ldo, const Left& A, int64_t M, const Weight& W, Range panels, Into into,
-                const Direction& z, const Team& team) {
-    if (packed()) return product(out, ldo, A, M, W.packed(), panels, into);
-    char* piece = z.piece + team.rank * piece_size;
-    product_of_rows_in_pieces<Product>(out, ldo, A, M, W.rows, W.K, W.N, panels, into, piece);
+  void multiply(T* out, int64_t ldo, const Left& A, int64_t M, const W& w, Range panels, Into into, const Direction& z,
+                const Team& team) {
+    if (packed()) return product(out, ldo, A, M, w.packed(), panels, into);
+    product_of_rows_in_pieces(out, ldo, A, M, w, panels, into, z.piece + team.rank * piece_size);
   }
 
   const S* output(int64_t l) const {
@@ -153,15 +143,11 @@ class Backward {
 
   void pack(const L& layer, int64_t d, const Team& team) {
     if (!packed()) return;
-    const auto pack_gate = [&](const Weight& W) {
-      const auto row = [&](int64_t k, int64_t n, int64_t count) { return load(W.rows + k * W.N + n, count); };
-      pack_rows(W.packed(), row, team.part(panel_count<Product>(W.N)));
-    };
     for (int g = 0; g < G; ++g) {
-      if (dx(layer.l)) pack_gate(W_ih(layer, d, g));
-      if (args.seq.T > 1 || args.dh_0) pack_gate(W_hh(layer, d, g));
+      if (dx(layer.l)) pack_rows(W_ih(layer, d, g), team.part(panel_count<Product>(layer.inputs())));
+      if (args.seq.T > 1 || args.dh_0) pack_rows(W_hh(layer, d, g), team.part(panel_count<Product>(P)));
     }
-    if (args.shape.projected) pack_gate(W_hr(layer, d));
+    if (args.shape.projected) pack_rows(W_hr(layer, d), team.part(panel_count<Product>(H)));
   }
 
   void loop(const L& layer, int64_t d, Chunk c, const Team& team) {

@@ -1,7 +1,8 @@
 // Forward of a whole stack, run by every worker of the team at once.
 //
-// Per layer: pack the weights; then chunk by chunk  a = W_ih x_t + b_ih + b_hh  for all steps of the chunk as one
-// product, and step by step  a += W_hh h_{t-1},  h_t = cell(a), with a projection  h_t = W_hr cell(a).
+// Per layer: pack the weights, unless they are used once (pieces.h, dot.h); then chunk by chunk
+//   a = W_ih x_t + b_ih + b_hh  for all steps of the chunk as one product, and step by step
+//   a += W_hh h_{t-1},  h_t = cell(a),  with a projection  h_t = W_hr cell(a).
 
 template <class Cell, class S, class Product>
 class Forward {
@@ -9,6 +10,7 @@ class Forward {
   using States = typename Product::States;
   using Unrounded = typename Product::Gradients;  // keeps more of a number than is stored
   using Right = typename Product::Right;
+  using W = Weight<Product, S>;
   static constexpr int G = Cell::gates, C = Cell::columns;
   static constexpr bool kHasCell = Cell::carry == Carry::cell;
   static constexpr int64_t kLane = kLanes<T>;
@@ -18,7 +20,7 @@ class Forward {
     char* W_ih;   // panels of W_ih^T, gate by gate
     char* W_hh;   // panels of W_hh^T, gate by gate
     char* W_hr;   // panels of W_hr^T
-    char* piece;  // [workers, piece_bytes()]: of the weights where they are not packed beforehand
+    char* piece;  // [workers, piece_size]: a panel of a weight that is packed where it is used
     T* bias;      // [C, Hp]
     T* a[2];      // [rows of a chunk, C, Hp]: pre-activations, of this chunk and of the next one
     States h[2];  // [B, P]: states before and after a step
@@ -39,7 +41,7 @@ class Forward {
     ldc = padded_stride<T>(Hp);
     input_rows = smaller(chunk_rows, Product::kInputRows);
     input_bytes = round_up(States::bytes(input_rows, widest), 64);
-    piece_size = args.plan.weights == Weights::in_pieces ? piece_bytes<Product>(widest > H ? widest : H) : 0;
+    piece_size = args.plan.weights == Weights::in_pieces ? W::piece_bytes(widest > H ? widest : H) : 0;
     past_caches = args.seq.R * s.D * P * int64_t(sizeof(S)) > kStreamBytes;
     Workspace w{static_cast<char*>(args.workspace)};
     for (int64_t d = 0; d < s.D; ++d) {
@@ -93,23 +95,13 @@ class Forward {
   using L = Layer<S, ForwardArgs>;
 
   Chunk nth(int64_t c) const { return chunk(c, args.plan.forward_steps, args.seq.T); }
-  // A gate's rows of a weight, [N, K]: as they lie, and where their panels are if they are packed.
-  struct Weight {
-    const S* rows;
-    int64_t K, N;
-    char* panels;
-    Right packed() const { return Right::of(panels, K, N); }
-  };
-  Weight gate(const void* all, char* panels, int g, int64_t K, int64_t N) const {
-    return {static_cast<const S*>(all) + g * N * K, K, N, panels + g * Right::bytes(K, N)};
+  W W_ih(const L& layer, int64_t d, int g) const {
+    return W::gate(g, layer.weights(d).W_ih, direction[d].W_ih, layer.inputs(), H);
   }
-  Weight W_ih(const L& layer, int64_t d, int g) const {
-    return gate(layer.weights(d).W_ih, direction[d].W_ih, g, layer.inputs(), H);
+  W W_hh(const L& layer, int64_t d, int g) const {
+    return W::gate(g, layer.weights(d).W_hh, direction[d].W_hh, P, H);
   }
-  Weight W_hh(const L& layer, int64_t d, int g) const {
-    return gate(layer.weights(d).W_hh, direction[d].W_hh, g, P, H);
-  }
-  Weight W_hr(const L& layer, int64_t d) const { return gate(layer.weights(d).W_hr, direction[d].W_hr, 0, H, P); }
+  W W_hr(const L& layer, int64_t d) const { return W::gate(0, layer.weights(d).W_hr, direction[d].W_hr, H, P); }
 
   S* output(int64_t l) const {  // [R, D*P]
     if (l == args.shape.L - 1) return static_cast<S*>(args.y);
@@ -137,14 +129,11 @@ class Forward {
           }
     }
     if (args.plan.weights != Weights::packed) return;
-    const auto pack_gate = [&](const Weight& W) {
-      pack_transposed(W.packed(), W.rows, W.K, team.part(panel_count<Product>(W.N)));
-    };
     for (int g = 0; g < G; ++g) {
-      pack_gate(W_ih(layer, d, g));
-      pack_gate(W_hh(layer, d, g));
+      pack_transposed(W_ih(layer, d, g), team.part(panel_count<Product>(H)));
+      pack_transposed(W_hh(layer, d, g), team.part(panel_count<Product>(H)));
     }
-    if (args.shape.projected) pack_gate(W_hr(layer, d));
+    if (args.shape.projected) pack_transposed(W_hr(layer, d), team.part(panel_count<Product>(P)));
   }
 
   // a = W_ih x + b for the rows of a chunk.
@@ -172,16 +161,15 @@ class Forward {
 
   // C = or += A W^T for the units of the panels.
   template <class Left>
-  void multiply(T* out, int64_t ldo, const Left& A, int64_t M, const Weight& W, Range panels, Into into,
-                const Direction& z, const Team& team) {
-    if (args.plan.weights == Weights::packed) return product(out, ldo, A, M, W.packed(), panels, into);
+  void multiply(T* out, int64_t ldo, const Left& A, int64_t M, const W& w, Range panels, Into into, const Direction& z,
+                const Team& team) {
+    if (args.plan.weights == Weights::packed) return product(out, ldo, A, M, w.packed(), panels, into);
     if constexpr (Product::kOnFloats) {
-      const Range units{panels.begin * Product::kWidth, smaller(panels.end * Product::kWidth, W.N)};
+      const Range units{panels.begin * Product::kWidth, smaller(panels.end * Product::kWidth, w.N)};
       if (args.plan.weights == Weights::as_they_lie)
-        return dot_product(out, ldo, A.data, A.ld, M, W.rows, W.K, W.K, units, into);
+        return dot_product(out, ldo, A.data, A.ld, M, w.rows, w.K, w.K, units, into);
     }
-    char* piece = z.piece + team.rank * piece_size;
-    product_in_pieces<Product>(out, ldo, A, M, W.rows, W.K, W.N, panels, into, piece);
+    product_in_pieces(out, ldo, A, M, w, panels, into, z.piece + team.rank * piece_size);
   }
 
   // Rows of the layer's input as an operand: in place where they already are one, else copied.

@@ -22,6 +22,7 @@ namespace {
 #include "../cells/lstm.h"
 #include "../cells/gru.h"
 #include "product.h"
+#include "dot.h"
 #if defined(__AMX_BF16__)
 #include "amx.h"
 #endif

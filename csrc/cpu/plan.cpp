@@ -14,6 +14,11 @@ constexpr double kFlopsForThreads = 2e6;      // whole call: less is done before
 constexpr double kFlopsForHiddenSplit = 6e4;  // one step: what a worker saves must exceed the barrier
 constexpr int64_t kSequencesPerWorker = 4;    // fewer make the products inefficient
 constexpr int64_t kUnpackedRows = 4;
+// A call of one step, tried out on two AVX-512 cores at H 64 to 512, B 1 to 128: to how many rows dot products with the
+// weights as they lie are faster than packing, and what is worth a second thread. Weights come from a cache that is
+// slower than a core, so that many of them are worth it even with one row.
+constexpr int64_t kTermsPerRow = 12;
+constexpr double kFlopsOfStepForThreads = 1e6, kWeightsForThreads = 1e5;
 // Tiles: tried out at H 32 to 1024, B 8 to 256, one and two threads, all cells. With less, they are not filled, or what
 // it takes to split numbers into parts is not won back.
 constexpr int64_t kTileSequences = 16, kTileUnits = 128, kTileStates = 4096;
@@ -52,14 +57,19 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   const int64_t forward_rows = std::clamp<int64_t>(kChunkBytes / row_bytes, 64, 1024);
   plan.forward_steps = steps_for(seq, std::min(forward_rows, std::max<int64_t>(seq.R / 8, 64)));
   plan.backward_steps = steps_for(seq, std::clamp<int64_t>(shape.H, 256, 1024));
-  if (!batch_invariant && plan.multiply == Multiply::fma && seq.R <= kUnpackedRows)
+  const bool one_step = seq.T == 1;
+  const bool few_rows = seq.R <= kUnpackedRows || (one_step && seq.R * kTermsPerRow <= std::min(shape.I, shape.P));
+  if (!batch_invariant && plan.multiply == Multiply::fma && few_rows)
     plan.weights = Weights::as_they_lie;
-  else if (seq.T == 1)
+  else if (one_step)
     plan.weights = Weights::in_pieces;
 
   const double step_flops = 2.0 * (gates + shape.projected) * shape.H * shape.P;  // of one sequence and direction
   const double flops = double(seq.R) * shape.L * shape.D * (step_flops + 2.0 * gates * shape.H * shape.I);
-  if (threads < 2 || flops < kFlopsForThreads) return plan;
+  const double numbers = flops / (2.0 * double(seq.R));  // in the weights
+  const bool worth_threads = one_step ? flops >= kFlopsOfStepForThreads || numbers >= kWeightsForThreads
+                                      : flops >= kFlopsForThreads;
+  if (threads < 2 || !worth_threads) return plan;
   plan.threads = threads;
   plan.split_directions = shape.D == 2;
   const int64_t workers = plan.split_directions ? (threads + 1) / 2 : threads;  // on one time loop
@@ -67,8 +77,9 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   const bool tiles = plan.multiply == Multiply::amx;
   const bool few = seq.B < (tiles ? kTileSequences : kSequencesPerWorker) * workers;
   const double enough = tiles ? kFlopsForHiddenSplitOfTiles : kFlopsForHiddenSplit * workers;
-  // A projection needs every unit of a step: a split of the units would cost a second barrier.
-  if (few && !shape.projected && seq.B * step_flops >= enough && shape.H >= 64 * workers)
+  // A projection needs every unit of a step: a split of the units would cost a second barrier. One step uses each
+  // weight once: the workers share the weights rather than the sequences.
+  if (!shape.projected && shape.H >= 64 * workers && (one_step || (few && seq.B * step_flops >= enough)))
     plan.split = Split::hidden;
   else if (seq.B >= kSequencesPerWorker * workers)
     plan.split = Split::batch;
