@@ -56,11 +56,16 @@ struct LayerGradients {  // compute type, overwritten
 // How a call is carried out. Chosen from shape and thread count only (plan.cpp), never from the data.
 enum class Split : int { none, batch, hidden };  // what the threads divide inside the time loop
 enum class Multiply : int { fma, amx };         // vectors, or tiles of bfloat16 parts (amx.h)
+enum class Weights : int {                     // how they become operands
+  packed,      // all of them before the time loop
+  in_pieces,   // piece by piece where a single step uses them: a piece stays in a core's cache until it is multiplied
+  as_they_lie  // not at all in forward, where packing would not pay for few rows; in backward as in_pieces
+};
 struct Plan {
   Multiply multiply = Multiply::fma;
   Split split = Split::none;
   bool split_directions = false;  // half of the threads for each direction
-  bool unpacked = false;          // the weights are used as they lie: few rows, so packing would not pay
+  Weights weights = Weights::packed;
   int threads = 1;
   int64_t forward_steps = 1;   // steps for which the input projection is computed at once
   int64_t backward_steps = 1;  // steps whose gate gradients are kept for one product each of dx and dW

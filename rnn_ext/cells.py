@@ -31,8 +31,9 @@ class Cell(nn.RNNCellBase):
 
     def _forward(self, input, hx):
         out = run(self.prepare(input, hx), [], self._run_torch)
-        states = out[1:]  # not y: backward needs that one, and a state may be changed in place
-        for _ in range(1 if input.dim() == 2 else 2):
+        # Not y: backward needs that one, and a state may be changed in place.
+        states = [s.squeeze(0) for s in out[1:]]
+        if input.dim() == 1:
             states = [s.squeeze(0) for s in states]
         return states[0] if len(states) == 1 else tuple(states)
 
@@ -43,18 +44,25 @@ class Cell(nn.RNNCellBase):
             raise ValueError(f"{self._NAME}: Expected input to be 1D or 2D, got {dim}D instead")
         states = None if hx is None else self._states(hx, dim == 2)
         stack = self._stack()
-        for _ in range(3 - dim):  # unbatched: a batch of one
+        if dim == 1:  # unbatched: a batch of one
             input = input.unsqueeze(0)
             states = None if states is None else [s.unsqueeze(0) for s in states]
-        w_ih, w_hh, b_ih, b_hh = read_weights(self, _WEIGHTS)
-        weights = [w_ih, w_hh] if b_ih is None and b_hh is None else [w_ih, w_hh, b_ih, b_hh]
-        _, batch, features = input.shape
-        state_shape = (1, batch, self.hidden_size)
-        odd = w_ih is None or w_hh is None or (b_ih is None) is not (b_hh is None)
-        odd = odd or features != self.input_size or self.hidden_size == 0
-        for state in states or ():
-            odd = odd or state.shape != state_shape
-        return as_call(input, states, None, weights, stack, UNCHECKED if odd else None)
+        batch, features = input.shape
+        hidden_size = self.hidden_size
+        odd = features != self.input_size or hidden_size == 0
+        input = input.unsqueeze(0)
+        if states is not None:
+            state_shape = (batch, hidden_size)
+            for state in states:
+                odd = odd or state.shape != state_shape
+            states = [s.unsqueeze(0) for s in states]
+        weights = read_weights(self, _WEIGHTS)
+        w_ih, w_hh, b_ih, b_hh = weights
+        if b_ih is None and b_hh is None:
+            weights = [w_ih, w_hh]
+        if odd or w_ih is None or w_hh is None or (b_ih is None) is not (b_hh is None):
+            return as_call(input, states, None, weights, stack, UNCHECKED)
+        return as_call(input, states, None, weights, stack)
 
     def _states(self, hx, batched: bool) -> Sequence[Tensor]:
         if hx.dim() not in (1, 2):

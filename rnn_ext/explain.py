@@ -16,7 +16,8 @@ from rnn_ext.call import UNCHECKED
 from rnn_ext.cells import Cell
 
 _PLANS = {
-    "unpacked": "so few rows that the weights are used as they lie, on one thread",
+    "unpacked": "so few rows that the weights are used as they lie",
+    "one step": "each weight is used once, and packed just before",
     "serial": "too little work for a second thread",
     "pipeline": "one thread runs the time loop, the others the large products of the neighbouring steps",
     "batch split": "each thread runs its own sequences",

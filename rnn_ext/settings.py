@@ -21,8 +21,9 @@ class batch_invariant:
     """Makes the output, states and input gradients of a sequence bitwise independent of the rest of the batch.
 
     `with batch_invariant():` switches it on inside the block, `batch_invariant(True)` from now on, for all threads.
-    It is off by default, where the same already holds except for calls with no more than four rows (sequences times
-    steps; for a cell, sequences): those skip packing the weights, which sums in another order.
+    It is off by default, where the same already holds except for calls with few rows, which use the weights as they lie
+    and so sum in another order: no more than four rows (sequences times steps), or for a cell and any call of one step
+    a twelfth of the input size and of the hidden size.
 
     Args:
         enabled: on (the default) or off.

@@ -96,7 +96,7 @@ each_cell_and_layer = pytest.mark.parametrize(("cell", "layer"), PAIRS, ids=str)
 
 @each_cell_and_layer
 @each_dtype
-@pytest.mark.parametrize("shape", [(1, 3, 5), (5, 17, 33), (9, 64, 64), (40, 70, 100)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 3, 5), (5, 17, 33), (9, 64, 64), (40, 70, 100), (33, 131, 300)], ids=str)
 def test_a_loop_of_cells_is_bitwise_the_layer(cell, layer, dtype, shape):
     if dtype == torch.bfloat16 and len(cell.states) > 1:
         pytest.skip("the cell state is float32 within a call and bfloat16 between calls")
@@ -129,3 +129,32 @@ def test_a_sequence_depends_neither_on_the_rest_of_the_batch_nor_on_the_threads(
             torch.set_num_threads(threads)
             for part in (slice(None), [0], [batch - 1, 2], slice(1, batch)):
                 assert all(torch.equal(a, w[part]) for a, w in zip(run(part), whole, strict=True))
+
+
+@each_cell
+@each_dtype
+def test_rows_on_weights_as_they_lie_do_not_depend_on_each_other(cell, dtype):
+    """Without the promise, too: at these sizes a batch of ten and all smaller ones go the same way."""
+    module = cell.make_ours(131, 257, dtype=dtype)
+    x, states = torch.randn(10, 131, dtype=dtype), [torch.randn(10, 257, dtype=dtype) for _ in cell.states]
+    whole = cell.named_outputs(module(x, cell.state(*states)))
+    for part in ([0], [9, 2], [3, 4, 5], slice(1, 6), slice(2, 10)):
+        alone = cell.named_outputs(module(x[part], cell.state(*[s[part] for s in states])))
+        for name, expected in whole.items():
+            assert torch.equal(alone[name], expected[part]), (name, part)
+
+
+@each_cell
+@each_dtype
+@pytest.mark.parametrize("batch", [1, 5, 33, 70])
+def test_one_step_has_the_same_bits_with_any_number_of_threads(cell, dtype, batch):
+    module, results = cell.make_ours(131, 257, dtype=dtype), []
+    inputs = [torch.randn(batch, n, dtype=dtype) for n in (131, *[257 for _ in cell.states])]
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        outputs = list(cell.named_outputs(module(leaves[0], cell.state(*leaves[1:]))).values())
+        sources = [*leaves, *module.parameters()]
+        results.append([*outputs, *torch.autograd.grad(sum(y.square().sum() for y in outputs), sources)])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

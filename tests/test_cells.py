@@ -15,6 +15,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations, prune
 
+import rnn_ext
 from tests.contract import promise
 from tests.strategies import BATCHES, FEATURES
 from tests.subject import CELLS, DTYPES, Case
@@ -239,6 +240,18 @@ def test_sizes_that_are_worth_several_threads(cell, threads, batch):
 
 
 @each_cell
+@each_dtype
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("invariant", [True, False], ids=["batch_invariant", "default"])
+def test_every_way_to_use_the_weights_of_one_step(cell, dtype, threads, invariant):
+    """As they lie with few rows, else packed in pieces; more than a block of terms, off the widths of vectors."""
+    torch.set_num_threads(threads)
+    with rnn_ext.batch_invariant(invariant):
+        for batch in (1, 2, 3, 5, 16, 33):
+            assert_parity(Case(cell, 131, 257, dtype=dtype, lengths=(1,) * batch, used=("h_n", "c_n")))
+
+
+@each_cell
 def test_states_of_tensors_expanded_from_one(cell):
     ours, theirs = cell.make_both(4, 3)
     results = []
@@ -297,3 +310,21 @@ def test_what_is_not_finite_comes_out_where_torchs_does(cell, poison):
     for name, actual in cell.named_outputs(ours(x, h)).items():
         assert torch.equal(actual.isnan(), expected[name].isnan()), name
         assert_close(actual.nan_to_num(), expected[name].nan_to_num())
+
+
+@pytest.mark.sanitize
+@each_cell
+@pytest.mark.parametrize("batch", [2, 5, 16, 33])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")], ids=str)
+def test_a_sequence_that_is_not_finite_stays_alone(cell, batch, poison):
+    module, sick = cell.make_ours(131, 70), batch // 2
+    healthy = [b for b in range(batch) if b != sick]
+    x, h = torch.randn(batch, 131), states_of(cell, batch, 70)
+    results = []
+    for value in (x[sick, 7].item(), poison):
+        x[sick, 7] = value
+        leaf = x.clone().requires_grad_()
+        outputs = cell.named_outputs(module(leaf, h))
+        results.append([*outputs.values(), *torch.autograd.grad(sum(y.sum() for y in outputs.values()), leaf)])
+    for clean, poisoned in zip(*results, strict=True):
+        assert torch.equal(poisoned[healthy], clean[healthy])

@@ -16,7 +16,8 @@ WIDE_CASES = [
     for layer in LAYERS
     for dtype in (torch.float32, torch.float64, torch.bfloat16)
     for input_size, hidden_size, lengths, form in [
-        (67, 130, (9,) * 45, "batched"), (256, 256, (5,), "batched"), (19, 131, (12, 1, 30, 7, 7), "unsorted")
+        (67, 130, (9,) * 45, "batched"), (256, 256, (5,), "batched"), (19, 131, (12, 1, 30, 7, 7), "unsorted"),
+        (67, 130, (1,) * 7, "batched"), (67, 130, (1,) * 33, "batched"),
     ]
 ]  # fmt: skip
 

@@ -12,6 +12,7 @@ class Backward {
   using T = Compute<S>;
   using Gradients = typename Product::Gradients;
   using Right = typename Product::Right;
+  using W = Weight<Product, S>;
   using L = Layer<S, BackwardArgs>;
   static constexpr int G = Cell::gates, C = Cell::columns;
   static constexpr int64_t kLane = kLanes<T>;
@@ -21,6 +22,7 @@ class Backward {
     char* W_ih;   // panels of W_ih, gate by gate
     char* W_hh;   // panels of W_hh, gate by gate
     char* W_hr;   // panels of W_hr
+    char* piece;  // [workers, piece_size]: a panel of a weight that is packed where it is used
     Gradients da[2];  // [rows of a chunk, C, Hk]: gradients of the pre-activations, of this chunk and of the one before;
                       // where h_t is projected, dh_t [P] ends each row
     T* dh;        // [B, Hp]: gradient of the cell's output
@@ -38,14 +40,17 @@ class Backward {
     width = C * Hk + (args.shape.projected ? Gradients::width(P) : 0);
     ldp = padded_stride<T>(round_up(P, kLane));
     ldh = padded_stride<T>(Hp);
+    piece_size = packed() ? 0 : W::piece_bytes(H);
     Workspace w{static_cast<char*>(args.workspace)};
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];
-      const auto right = [&](int64_t count, int64_t K, int64_t N) { return w.take<char>(count * Right::bytes(K, N)); };
-      const bool packs_ih = (args.dx && !as_it_lies(s.I)) || (s.L > 1 && !as_it_lies(s.D * P));
-      z.W_ih = right(packs_ih ? G : 0, H, widest);
-      z.W_hh = right(packs_hh() && !as_it_lies(P) ? G : 0, H, P);
-      z.W_hr = right(s.projected && !as_it_lies(H) ? 1 : 0, P, H);
+      const auto right = [&](int64_t count, int64_t K, int64_t N) {
+        return w.take<char>(packed() ? count * Right::bytes(K, N) : 0);
+      };
+      z.W_ih = right(args.dx || s.L > 1 ? G : 0, H, widest);
+      z.W_hh = right(packs_hh() ? G : 0, H, P);
+      z.W_hr = right(s.projected ? 1 : 0, P, H);
+      z.piece = w.take<char>(args.plan.threads * piece_size);
       const auto rows = [&] { return Gradients::of(w.take<char>(Gradients::bytes(chunk_rows, width)), width); };
       z.da[0] = rows();
       z.da[1] = chunk_count(args.seq.T, args.plan.backward_steps) > 1 ? rows() : z.da[0];
@@ -84,23 +89,23 @@ class Backward {
 
  private:
   Chunk nth(int64_t c) const { return chunk(c, args.plan.backward_steps, args.seq.T); }
-  Right W_ih(const L& layer, int64_t d, int g) const {
-    return panels_of(layer.weights(d).W_ih, direction[d].W_ih, g, H, layer.inputs());
-  }
-  Right W_hh(const L& layer, int64_t d, int g) const {
-    return panels_of(layer.weights(d).W_hh, direction[d].W_hh, g, H, P);
-  }
-  Right W_hr(const L& layer, int64_t d) const {
-    return panels_of(layer.weights(d).W_hr, direction[d].W_hr, 0, P, H);
-  }
-  // Of a weight [gates*K, N], gate g; as it lies where packing would not pay.
-  Right panels_of(const void* weight, char* packed, int g, int64_t K, int64_t N) const {
-    if constexpr (Product::kOnFloats && sizeof(S) == sizeof(T))
-      if (as_it_lies(N)) return {const_cast<T*>(static_cast<const T*>(weight)) + g * K * N, K, N, false};
-    return Right::of(packed + g * Right::bytes(K, N), K, N);
-  }
+  bool packed() const { return args.plan.weights == Weights::packed; }
   bool packs_hh() const { return args.seq.T > 1 || args.dh_0; }
-  bool as_it_lies(int64_t N) const { return args.plan.unpacked && sizeof(S) == sizeof(T) && N % kLane == 0; }
+  W W_ih(const L& layer, int64_t d, int g) const {
+    return W::gate(g, layer.weights(d).W_ih, direction[d].W_ih, H, layer.inputs());
+  }
+  W W_hh(const L& layer, int64_t d, int g) const {
+    return W::gate(g, layer.weights(d).W_hh, direction[d].W_hh, H, P);
+  }
+  W W_hr(const L& layer, int64_t d) const { return W::gate(0, layer.weights(d).W_hr, direction[d].W_hr, P, H); }
+
+  // C = or += A W for the columns of the panels.
+  template <class Left>
+  void multiply(T* out, int64_t ldo, const Left& A, int64_t M, const W& w, Range panels, Into into, const Direction& z,
+                const Team& team) {
+    if (packed()) return product(out, ldo, A, M, w.packed(), panels, into);
+    product_of_rows_in_pieces(out, ldo, A, M, w, panels, into, z.piece + team.rank * piece_size);
+  }
 
   const S* output(int64_t l) const {
     if (l == args.shape.L - 1) return static_cast<const S*>(args.y);
@@ -125,17 +130,12 @@ class Backward {
   }
 
   void pack(const L& layer, int64_t d, const Team& team) {
-    const LayerWeights& w = layer.weights(d);
-    const auto pack_gate = [&](const Right& B, const void* W, int g) {
-      const S* first = static_cast<const S*>(W) + g * B.K * B.N;
-      const auto row = [&](int64_t k, int64_t n, int64_t count) { return load(first + k * B.N + n, count); };
-      if (!as_it_lies(B.N)) pack_rows(B, row, team.part(B.count()));
-    };
+    if (!packed()) return;
     for (int g = 0; g < G; ++g) {
-      if (dx(layer.l)) pack_gate(W_ih(layer, d, g), w.W_ih, g);
-      if (packs_hh()) pack_gate(W_hh(layer, d, g), w.W_hh, g);
+      if (dx(layer.l)) pack_rows(W_ih(layer, d, g), team.part(panel_count<Product>(layer.inputs())));
+      if (packs_hh()) pack_rows(W_hh(layer, d, g), team.part(panel_count<Product>(P)));
     }
-    if (w.W_hr) pack_gate(W_hr(layer, d), w.W_hr, 0);
+    if (args.shape.projected) pack_rows(W_hr(layer, d), team.part(panel_count<Product>(H)));
   }
 
   void loop(const L& layer, int64_t d, Chunk c, const Team& team) {
@@ -147,11 +147,11 @@ class Backward {
     const Gradients here = z.da[c.index % 2];
     const int64_t first = layer.rows(d, c).begin;
     for (int64_t s = c.end - 1; s >= c.begin; --s) {
-      step(layer, d, s, here.at(layer.first_row(d, s) - first), da_of(layer, d, s + 1, c), sequences, mine);
+      step(layer, d, s, here.at(layer.first_row(d, s) - first), da_of(layer, d, s + 1, c), sequences, mine, team);
       if (by_unit) team.wait();
     }
     if (c.begin == 0)
-      initial_gradients(layer, d, da_of(layer, d, 0, c), {0, layer.active(d, 0)}, sequences, mine);
+      initial_gradients(layer, d, da_of(layer, d, 0, c), {0, layer.active(d, 0)}, sequences, mine, team);
   }
 
   // da of step s, which is in chunk c or the first step of the chunk after it; nothing past the end.
@@ -162,14 +162,14 @@ class Backward {
   }
 
   void step(const L& layer, int64_t d, int64_t s, const Gradients& da, const Gradients& da_next, Range sequences,
-            Range panels) {
+            Range panels, const Team& team) {
     const Direction& z = direction[d];
     const int64_t active = layer.active(d, s), next = layer.active(d, s + 1);
     const int64_t row = layer.first_row(d, s), ld = layer.outputs();
     const Range rows{sequences.begin, smaller(sequences.end, active)};
     const int64_t going_on = smaller(rows.end, next);  // sequences before it have a later step
     // Sequences that began at step s + 1 have nothing before it but h_0.
-    if (next > active) initial_gradients(layer, d, da_next, {active, next}, sequences, panels);
+    if (next > active) initial_gradients(layer, d, da_next, {active, next}, sequences, panels, team);
     if (rows.size() <= 0) return;
 
     const bool last_layer = layer.l == args.shape.L - 1;
@@ -195,16 +195,16 @@ class Backward {
         }
       }
       for (int g = 0; g < G && going_on > rows.begin; ++g)
-        product(out + rows.begin * ldo, ldo, da_next.at(rows.begin, Cell::hidden_column(g) * Hk),
-                going_on - rows.begin, W_hh(layer, d, g), group, Into::add);
+        multiply(out + rows.begin * ldo, ldo, da_next.at(rows.begin, Cell::hidden_column(g) * Hk),
+                 going_on - rows.begin, W_hh(layer, d, g), group, Into::add, z, team);
     };
     const bool projected = args.shape.projected;
     if (projected) {
       output_gradient(z.dh_t, ldp, {0, panel_count<Product>(P)});
       for (int64_t b = rows.begin; b < rows.end; ++b)
         for (int64_t j = 0; j < P; j += kLane) da.write(b, C * Hk + j, load(z.dh_t + b * ldp + j, P - j));
-      product(z.dh + rows.begin * ldh, ldh, da.at(rows.begin, C * Hk), rows.size(), W_hr(layer, d), panels,
-              Into::assign);
+      multiply(z.dh + rows.begin * ldh, ldh, da.at(rows.begin, C * Hk), rows.size(), W_hr(layer, d), panels,
+               Into::assign, z, team);
     }
     const int64_t together = going_on - rows.begin == 1 ? Product::kSingle : 1;
     const int64_t groups = (panels.size() + together - 1) / together;
@@ -242,14 +242,16 @@ class Backward {
   }
 
   // Gradients of the initial states of the sequences in `which` that are this worker's; da is that of their first step.
-  void initial_gradients(const L& layer, int64_t d, const Gradients& da, Range which, Range sequences, Range panels) {
+  void initial_gradients(const L& layer, int64_t d, const Gradients& da, Range which, Range sequences, Range panels,
+                         const Team& team) {
     const int64_t begin = which.begin > sequences.begin ? which.begin : sequences.begin;
     const int64_t count = smaller(which.end, sequences.end) - begin;
     if (count <= 0) return;
     T* dh_0 = layer.state(static_cast<T*>(args.dh_0), d, begin, P);
     for (int g = 0; g < G && dh_0; ++g)
-      product(dh_0, P, da.at(begin, Cell::hidden_column(g) * Hk), count, W_hh(layer, d, g),
-              {panels.begin, smaller(panels.end, panel_count<Product>(P))}, g > 0 ? Into::add : Into::assign);
+      multiply(dh_0, P, da.at(begin, Cell::hidden_column(g) * Hk), count, W_hh(layer, d, g),
+               {panels.begin, smaller(panels.end, panel_count<Product>(P))}, g > 0 ? Into::add : Into::assign,
+               direction[d], team);
     T* target = Cell::carry == Carry::cell ? layer.state(static_cast<T*>(args.dc_0), d, begin, H) : dh_0;
     if (Cell::carry == Carry::none || !target) return;
     const int64_t last = smaller(panels.end * Product::kWidth, H);
@@ -279,15 +281,15 @@ class Backward {
     const bool by_panel = args.plan.split == Split::hidden && panels >= team.size;
     const Range mine = by_panel ? Range{0, rows.size()} : team.part(rows.size(), Product::kRowUnit);
     T* out = dx(layer.l) + (rows.begin + mine.begin) * N;
-    for (int g = 0; g < G; ++g) {
-      product(out, N, da.at(mine.begin, g * Hk), mine.size(), W_ih(layer, d, g),
-              by_panel ? team.part(panels) : Range{0, panels}, args.shape.D > 1 || g > 0 ? Into::add : Into::assign);
-    }
+    for (int g = 0; g < G; ++g)
+      multiply(out, N, da.at(mine.begin, g * Hk), mine.size(), W_ih(layer, d, g),
+               by_panel ? team.part(panels) : Range{0, panels}, args.shape.D > 1 || g > 0 ? Into::add : Into::assign,
+               direction[d], team);
   }
 
   const BackwardArgs& args;
   const int64_t H, P, Hp, Hk;  // Hp, Hk: units in vectors, and as a product's operand
-  int64_t width, ldh, ldp, chunk_rows;
+  int64_t width, ldh, ldp, chunk_rows, piece_size;
   WeightGradients<Cell, S, Product> weight_gradients;
   size_t bytes;
   Direction direction[2];

@@ -1,7 +1,8 @@
 // Forward of a whole stack, run by every worker of the team at once.
 //
-// Per layer: pack the weights; then chunk by chunk  a = W_ih x_t + b_ih + b_hh  for all steps of the chunk as one
-// product, and step by step  a += W_hh h_{t-1},  h_t = cell(a), with a projection  h_t = W_hr cell(a).
+// Per layer: pack the weights, unless they are used once (pieces.h, dot.h); then chunk by chunk
+//   a = W_ih x_t + b_ih + b_hh  for all steps of the chunk as one product, and step by step
+//   a += W_hh h_{t-1},  h_t = cell(a),  with a projection  h_t = W_hr cell(a).
 
 template <class Cell, class S, class Product>
 class Forward {
@@ -9,6 +10,7 @@ class Forward {
   using States = typename Product::States;
   using Unrounded = typename Product::Gradients;  // keeps more of a number than is stored
   using Right = typename Product::Right;
+  using W = Weight<Product, S>;
   static constexpr int G = Cell::gates, C = Cell::columns;
   static constexpr bool kHasCell = Cell::carry == Carry::cell;
   static constexpr int64_t kLane = kLanes<T>;
@@ -19,6 +21,7 @@ class Forward {
     char* W_ih;   // panels of W_ih^T, gate by gate
     char* W_hh;   // panels of W_hh^T, gate by gate
     char* W_hr;   // panels of W_hr^T
+    char* piece;  // [workers, piece_size]: a panel of a weight that is packed where it is used
     T* bias;      // [C, Hp]
     T* a[2];      // [rows of a chunk, C, Hp]: pre-activations, of this chunk and of the next one
     States h[2];  // [B, P]: states before and after a step
@@ -39,13 +42,18 @@ class Forward {
     ldc = padded_stride<T>(Hp);
     input_rows = smaller(chunk_rows, Product::kInputRows);
     input_bytes = round_up(States::bytes(input_rows, widest), 64);
+    piece_size = args.plan.weights == Weights::in_pieces ? W::piece_bytes(widest > H ? widest : H) : 0;
     past_caches = args.seq.R * s.D * P * int64_t(sizeof(S)) > kStreamBytes;
     Workspace w{static_cast<char*>(args.workspace)};
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];
-      z.W_ih = args.plan.unpacked ? nullptr : w.take<char>(G * Right::bytes(widest, H));
-      z.W_hh = args.plan.unpacked ? nullptr : w.take<char>(G * Right::bytes(P, H));
-      z.W_hr = args.plan.unpacked || !s.projected ? nullptr : w.take<char>(Right::bytes(H, P));
+      const auto right = [&](int64_t count, int64_t K, int64_t N) {
+        return w.take<char>(packed() ? count * Right::bytes(K, N) : 0);
+      };
+      z.W_ih = right(G, widest, H);
+      z.W_hh = right(G, P, H);
+      z.W_hr = right(s.projected ? 1 : 0, H, P);
+      z.piece = w.take<char>(args.plan.threads * piece_size);
       z.bias = w.take<T>(C * Hp);
       z.a[0] = w.take<T>(chunk_rows * lda);
       z.a[1] = chunk_count(args.seq.T, args.plan.forward_steps) > 1 ? w.take<T>(chunk_rows * lda) : z.a[0];
@@ -89,15 +97,14 @@ class Forward {
   using L = Layer<S, ForwardArgs>;
 
   Chunk nth(int64_t c) const { return chunk(c, args.plan.forward_steps, args.seq.T); }
-  // Gate g of W_ih^T and W_hh^T, with `columns` of their panels: H, or Hp to have zeros behind them.
-  Right W_ih(const L& layer, int64_t d, int g, int64_t columns) const {
-    const int64_t K = layer.inputs();
-    return Right::of(direction[d].W_ih + g * Right::bytes(K, H), K, columns);
+  bool packed() const { return args.plan.weights == Weights::packed; }
+  W W_ih(const L& layer, int64_t d, int g) const {
+    return W::gate(g, layer.weights(d).W_ih, direction[d].W_ih, layer.inputs(), H);
   }
-  Right W_hh(int64_t d, int g, int64_t columns) const {
-    return Right::of(direction[d].W_hh + g * Right::bytes(P, H), P, columns);
+  W W_hh(const L& layer, int64_t d, int g) const {
+    return W::gate(g, layer.weights(d).W_hh, direction[d].W_hh, P, H);
   }
-  Right W_hr(int64_t d) const { return Right::of(direction[d].W_hr, H, P); }
+  W W_hr(const L& layer, int64_t d) const { return W::gate(0, layer.weights(d).W_hr, direction[d].W_hr, H, P); }
 
   S* output(int64_t l) const {  // [R, D*P]
     if (l == args.shape.L - 1) return static_cast<S*>(args.y);
@@ -124,13 +131,12 @@ class Forward {
             bias[Cell::hidden_column(g) * Hp + j] += widen(static_cast<const S*>(w.b_hh)[g * H + j]);
           }
     }
-    if (args.plan.unpacked) return;
+    if (!packed()) return;
     for (int g = 0; g < G; ++g) {
-      const Right ih = W_ih(layer, d, g, H), hh = W_hh(d, g, H);
-      pack_transposed(ih, static_cast<const S*>(w.W_ih) + g * H * ih.K, ih.K, team.part(ih.count()));
-      pack_transposed(hh, static_cast<const S*>(w.W_hh) + g * H * P, P, team.part(hh.count()));
+      pack_transposed(W_ih(layer, d, g), team.part(panel_count<Product>(H)));
+      pack_transposed(W_hh(layer, d, g), team.part(panel_count<Product>(H)));
     }
-    if (w.W_hr) pack_transposed(W_hr(d), static_cast<const S*>(w.W_hr), H, team.part(panel_count<Product>(P)));
+    if (args.shape.projected) pack_transposed(W_hr(layer, d), team.part(panel_count<Product>(P)));
   }
 
   // a = W_ih x + b for the rows of a chunk.
@@ -146,27 +152,32 @@ class Forward {
         const Range rows{begin, begin + smaller(Product::kInputRows, mine.end - begin)};
         T* a = z.a[c.index % 2] + rows.begin * lda;
         for (int64_t r = 0; r < rows.size(); ++r)
-          for (int i = args.plan.unpacked ? 0 : G; i < C; ++i)  // the columns that the products do not begin
+          for (int i = packed() ? G : 0; i < C; ++i)  // the columns that the products do not begin
             for (int64_t j = units.begin * Product::kWidth; j < smaller(units.end * Product::kWidth, H); j += kLane)
               store(a + r * lda + i * Hp + j, load(z.bias + i * Hp + j));
         const States x = input(layer, z, {all.begin + rows.begin, all.begin + rows.end}, team);
-        for (int g = 0; g < G; ++g) {
-          if (args.plan.unpacked)
-            unpacked_product(a + g * Hp, lda, x, rows.size(), layer.weights(d).W_ih, g, layer.inputs(),
-                             {units.begin * Product::kWidth, smaller(units.end * Product::kWidth, H)});
-          else
-            product(a + g * Hp, lda, x, rows.size(), W_ih(layer, d, g, Hp), units, Into::assign, z.bias + g * Hp);
-        }
+        for (int g = 0; g < G; ++g)
+          multiply(a + g * Hp, lda, x, rows.size(), W_ih(layer, d, g), units, packed() ? Into::assign : Into::add, z,
+                   team, z.bias + g * Hp);
       }
     }
   }
 
-  // C += A W^T for the rows `units` of gate g of a weight [G*H, K] as it lies.
+  // C = bias + A W^T, or += A W^T, for the units of the panels. Weights that are not packed take no bias.
   template <class Left>
-  void unpacked_product(T* out, int64_t ldo, const Left& A, int64_t M, const void* weight, int g, int64_t K,
-                        Range units) {
-    if constexpr (Product::kOnFloats)
-      dot_product(out, ldo, A.data, A.ld, M, static_cast<const S*>(weight) + g * H * K, K, K, units);
+  void multiply(T* out, int64_t ldo, const Left& A, int64_t M, const W& w, Range panels, Into into, const Direction& z,
+                const Team& team, const T* bias = nullptr) {
+    if (packed()) {
+      Right whole_vectors = w.packed();
+      whole_vectors.N = round_up(w.N, kLane);  // behind the last unit come zeros
+      return product(out, ldo, A, M, whole_vectors, panels, into, bias);
+    }
+    if constexpr (Product::kOnFloats) {
+      const Range units{panels.begin * Product::kWidth, smaller(panels.end * Product::kWidth, w.N)};
+      if (args.plan.weights == Weights::as_they_lie)
+        return dot_product(out, ldo, A.data, A.ld, M, w.rows, w.K, w.K, units, into);
+    }
+    product_in_pieces(out, ldo, A, M, w, panels, into, z.piece + team.rank * piece_size);
   }
 
   // Rows of the layer's input as an operand: in place where they already are one, else copied.
@@ -206,8 +217,8 @@ class Forward {
       const int64_t active = layer.active(d, s), next = layer.active(d, s + 1);
       T* a = z.a[c.index % 2] + (row - first) * lda;
       const Range rows{sequences.begin, smaller(sequences.end, active)};
-      step(layer, d, row, a, z.h[s % 2], z.h[(s + 1) % 2], rows, mine, s % 2 == 1);
-      if (args.shape.projected) step_projection(layer, d, row, z.h[(s + 1) % 2], rows);
+      step(layer, d, row, a, z.h[s % 2], z.h[(s + 1) % 2], rows, mine, s % 2 == 1, team);
+      if (args.shape.projected) step_projection(layer, d, row, z.h[(s + 1) % 2], rows, team);
       finish(layer, d, {next, active}, z.h[(s + 1) % 2], sequences, mine);
       begin(layer, d, {active, next}, z.h[(s + 1) % 2], sequences, mine);
       if (by_unit) team.wait();
@@ -217,7 +228,7 @@ class Forward {
 
   // Step of the sequences [rows.begin, rows.end) and the units of `panels`; `row` is that of sequence 0.
   void step(const L& layer, int64_t d, int64_t row, T* a, const States& h, const States& h_next, Range rows,
-            Range panels, bool backwards) {
+            Range panels, bool backwards, const Team& team) {
     if (rows.size() <= 0) return;
     const Direction& z = direction[d];
     const int64_t ldy = layer.outputs();
@@ -233,10 +244,7 @@ class Forward {
       for (int turn = 0; turn < G; ++turn) {
         const int g = backwards ? G - 1 - turn : turn;
         T* sum = a + rows.begin * lda + Cell::hidden_column(g) * Hp;
-        if (args.plan.unpacked)
-          unpacked_product(sum, lda, h.at(rows.begin), rows.size(), layer.weights(d).W_hh, g, P, {begin, end});
-        else
-          product(sum, lda, h.at(rows.begin), rows.size(), W_hh(d, g, Hp), group, Into::add);
+        multiply(sum, lda, h.at(rows.begin), rows.size(), W_hh(layer, d, g), group, Into::add, z, team);
       }
       for (int64_t b = rows.begin; b < rows.end; ++b) {
         S* tape = layer.tape(static_cast<S*>(args.tape), d, row + b, Cell::tape + projected);
@@ -264,15 +272,11 @@ class Forward {
   }
 
   // h_t = W_hr out of the same sequences.
-  void step_projection(const L& layer, int64_t d, int64_t row, const States& h, Range rows) {
+  void step_projection(const L& layer, int64_t d, int64_t row, const States& h, Range rows, const Team& team) {
     const Direction& z = direction[d];
     T* sum = z.projected + rows.begin * ldh;
-    if (args.plan.unpacked) {
-      for (int64_t i = 0; i < rows.size() * ldh; ++i) sum[i] = 0;
-      unpacked_product(sum, ldh, z.out.at(rows.begin), rows.size(), layer.weights(d).W_hr, 0, H, {0, P});
-    } else {
-      product(sum, ldh, z.out.at(rows.begin), rows.size(), W_hr(d), Range{0, panel_count<Product>(P)}, Into::assign);
-    }
+    const Range panels{0, panel_count<Product>(P)};
+    multiply(sum, ldh, z.out.at(rows.begin), rows.size(), W_hr(layer, d), panels, Into::assign, z, team);
     const int64_t ldy = layer.outputs();
     S* y = output(layer.l) + row * ldy + d * P;
     for (int64_t b = rows.begin; b < rows.end; ++b)
@@ -331,7 +335,7 @@ class Forward {
 
   const ForwardArgs& args;
   const int64_t H, P, Hp;
-  int64_t lda, ldh, ldc, chunk_rows, input_rows, input_bytes;
+  int64_t lda, ldh, ldc, chunk_rows, input_rows, input_bytes, piece_size;
   bool past_caches;
   size_t bytes;
   Direction direction[2];

@@ -23,12 +23,14 @@ namespace {
 #include "../cells/lstm.h"
 #include "../cells/gru.h"
 #include "product.h"
+#include "dot.h"
 #if defined(__AMX_BF16__)
 #if defined(RNN_EXT_EMULATE_TILES)
 #include "emulated_tiles.h"
 #endif
 #include "amx.h"
 #endif
+#include "pieces.h"
 #include "layer.h"
 #include "forward.h"
 #include "weight_gradients.h"

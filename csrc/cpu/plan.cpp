@@ -17,6 +17,11 @@ constexpr int64_t kUnpackedRows = 4;
 // W_hh that does not fit into a core's cache: better half of it a core, as long as half of the sequences a core would
 // not be many. Tried out at H 256 to 1024, B 4 to 64, two threads, all cells.
 constexpr int64_t kCacheBytes = 1536 * 1024, kManySequencesPerWorker = 16;
+// A call of one step, tried out on two AVX-512 cores at H 64 to 512, B 1 to 128: to how many rows dot products with the
+// weights as they lie are faster than packing, and what is worth a second thread. Weights come from a cache that is
+// slower than a core, so that many of them are worth it even with one row.
+constexpr int64_t kTermsPerRow = 12;
+constexpr double kFlopsOfStepForThreads = 1e6, kWeightsForThreads = 1e5;
 // Tiles: tried out at H 32 to 1024, B 8 to 256, one and two threads, all cells. With less, they are not filled, or what
 // it takes to split numbers into parts is not won back.
 constexpr int64_t kTileSequences = 16, kTileUnits = 128, kTileStates = 4096;
@@ -55,11 +60,19 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   const int64_t forward_rows = std::clamp<int64_t>(kChunkBytes / row_bytes, 64, 1024);
   plan.forward_steps = steps_for(seq, std::min(forward_rows, std::max<int64_t>(seq.R / 8, 64)));
   plan.backward_steps = steps_for(seq, std::clamp<int64_t>(shape.H, 256, 1024));
-  plan.unpacked = !batch_invariant && plan.multiply == Multiply::fma && seq.R <= kUnpackedRows;
+  const bool one_step = seq.T == 1;
+  const bool few_rows = seq.R <= kUnpackedRows || (one_step && seq.R * kTermsPerRow <= std::min(shape.I, shape.P));
+  if (!batch_invariant && plan.multiply == Multiply::fma && few_rows)
+    plan.weights = Weights::as_they_lie;
+  else if (one_step)
+    plan.weights = Weights::in_pieces;
 
   const double step_flops = 2.0 * (gates + shape.projected) * shape.H * shape.P;  // of one sequence and direction
   const double flops = double(seq.R) * shape.L * shape.D * (step_flops + 2.0 * gates * shape.H * shape.I);
-  if (threads < 2 || flops < kFlopsForThreads) return plan;
+  const double numbers = flops / (2.0 * double(seq.R));  // in the weights
+  const bool worth_threads = one_step ? flops >= kFlopsOfStepForThreads || numbers >= kWeightsForThreads
+                                      : flops >= kFlopsForThreads;
+  if (threads < 2 || !worth_threads) return plan;
   plan.threads = threads;
   plan.split_directions = shape.D == 2;
   const int64_t workers = plan.split_directions ? (threads + 1) / 2 : threads;  // on one time loop
@@ -69,8 +82,9 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   const bool few = seq.B < (tiles ? kTileSequences : kSequencesPerWorker) * workers ||
                    (streams && seq.B <= kManySequencesPerWorker * workers);
   const double enough = tiles ? kFlopsForHiddenSplitOfTiles : kFlopsForHiddenSplit * workers;
-  // A projection needs every unit of a step: a split of the units would cost a second barrier.
-  if (few && !shape.projected && seq.B * step_flops >= enough && shape.H >= 64 * workers)
+  // A projection needs every unit of a step: a split of the units would cost a second barrier. One step uses each
+  // weight once: the workers share the weights rather than the sequences.
+  if (!shape.projected && shape.H >= 64 * workers && (one_step || (few && seq.B * step_flops >= enough)))
     plan.split = Split::hidden;
   else if (seq.B >= kSequencesPerWorker * workers)
     plan.split = Split::batch;
@@ -78,7 +92,8 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
 }
 
 const char* name(const Plan& plan) {
-  if (plan.unpacked) return "unpacked";
+  if (plan.weights == Weights::as_they_lie) return "unpacked";
+  if (plan.weights == Weights::in_pieces) return "one step";
   if (plan.threads == 1) return "serial";
   if (plan.split == Split::batch) return plan.split_directions ? "direction and batch split" : "batch split";
   if (plan.split == Split::hidden) return plan.split_directions ? "direction and hidden split" : "hidden split";

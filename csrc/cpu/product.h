@@ -6,7 +6,7 @@
 // column of B alone: not on the size of the batch, its place in it, the panel width or the number of threads.
 
 constexpr int64_t kBlock = 256;
-constexpr int64_t kFewTerms = 4;
+constexpr int64_t kFewTerms = 16;
 template <class T>
 constexpr int64_t kPanelWidth = kPanelVectors * kLanes<T>;
 constexpr int kSinglePanels = 8 / kPanelVectors;  // panels side by side where one row alone has too few chains
@@ -46,7 +46,7 @@ struct TransposedRows {
 };
 
 // B[K, N] as a row of panels, kPanelWidth columns each. Packed, a panel is contiguous, the last one only as wide as
-// its vectors and filled up with zeros. A matrix whose rows are whole vectors can also be used as it lies.
+// its vectors and filled up with zeros. The whole panels of a matrix can also be used as they lie.
 template <class T>
 struct Panels {
   T* data;
@@ -73,8 +73,8 @@ void pack_transposed(const Panels<T>& B, const S* W, int64_t ldw, Range panels) 
     int64_t k0 = 0;
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4)
-      for (; k0 + 16 <= B.K; k0 += 16)
-        for (int64_t n0 = 0; n0 < width; n0 += 16) {
+      for (int64_t n0 = 0; n0 < width; n0 += 16)
+        for (k0 = 0; k0 + 16 <= B.K; k0 += 16) {
           __m512i square[16] = {};
           for (int64_t n = 0; n < smaller(16, columns - n0); ++n) square[n] = (__m512i)load(rows + (n0 + n) * ldw + k0);
           transpose(square);
@@ -226,52 +226,6 @@ void product(T* C, int64_t ldc, Rows<T> A, int64_t M, const Panels<T>& B, Range 
 template <class T>
 void product(T* C, int64_t ldc, TransposedRows<T> A, int64_t M, const Panels<T>& B, Range panels, Into into) {
   panel_product<true, T>(C, ldc, A.data, A.ld, M, B, panels, into, nullptr);
-}
-
-#if defined(__AVX512F__)
-template <class T>
-inline T sum_of_lanes(Vec<T> v) {
-  if constexpr (sizeof(T) == 4)
-    return _mm512_reduce_add_ps((__m512)v);
-  else
-    return _mm512_reduce_add_pd((__m512d)v);
-}
-#else
-template <class T>
-inline T sum_of_lanes(Vec<T> v) {
-  T lanes[kLanes<T>];
-  store(lanes, v);
-  for (int width = kLanes<T> / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
-}
-#endif
-
-// C[M, N] += A[M, K] W[N, K]^T on the weights as they lie. Packing costs about as much as a product with a few
-// rows; for no more rows than that, dot products read each weight once. Lanes run over k here, so the bits differ
-// from those of product().
-template <class T, class S>
-void dot_product(T* C, int64_t ldc, const T* A, int64_t lda, int64_t M, const S* W, int64_t ldw, int64_t K,
-                 Range columns) {
-  constexpr int kRows = 8, kStep = kLanes<T>;
-  for (int64_t n0 = columns.begin; n0 < columns.end; n0 += kRows) {
-    const int64_t rows = smaller(kRows, columns.end - n0);
-    for (int64_t m = 0; m < M; ++m) {
-      Vec<T> sum[kRows] = {};
-      if (rows == kRows) {
-        for (int64_t k = 0; k < K; k += kStep) {
-          const Vec<T> a = load(A + m * lda + k, K - k);
-          for (int i = 0; i < kRows; ++i) sum[i] = fma(a, load(W + (n0 + i) * ldw + k, K - k), sum[i]);
-        }
-      } else {
-        for (int64_t k = 0; k < K; k += kStep) {
-          const Vec<T> a = load(A + m * lda + k, K - k);
-          for (int64_t i = 0; i < rows; ++i) sum[i] = fma(a, load(W + (n0 + i) * ldw + k, K - k), sum[i]);
-        }
-      }
-      for (int64_t i = 0; i < rows; ++i) C[m * ldc + n0 + i] += sum_of_lanes<T>(sum[i]);
-    }
-  }
 }
 
 // A way to multiply, for storage type S: how states, gradients of gates and weights are kept as operands.

@@ -81,7 +81,7 @@ class WeightGradients {
   int64_t panels_at_once() const {
     const Shape& s = args.shape;
     const int64_t below = s.I > s.D * P ? s.I : s.D * P, widest = panel_count<Product>(below > H ? below : H);
-    if (args.plan.unpacked) return widest;
+    if (args.plan.weights != Weights::packed) return widest;
     const int64_t fit = Product::kRightBytes / Right::bytes(chunk_rows, Product::kWidth);
     return fit < 1 ? 1 : smaller(fit, widest);
   }
