@@ -61,7 +61,8 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   plan.forward_steps = steps_for(seq, std::min(forward_rows, std::max<int64_t>(seq.R / 8, 64)));
   plan.backward_steps = steps_for(seq, std::clamp<int64_t>(shape.H, 256, 1024));
   const bool one_step = seq.T == 1;
-  const bool few_rows = seq.R <= kUnpackedRows || (one_step && seq.R * kTermsPerRow <= std::min(shape.I, shape.P));
+  const int64_t terms = seq.R * kTermsPerRow * (dtype == DType::bfloat16 ? 4 : 1);  // widened again for every four rows
+  const bool few_rows = seq.R <= kUnpackedRows || (one_step && terms <= std::min(shape.I, shape.P));
   if (!batch_invariant && plan.multiply == Multiply::fma && few_rows)
     plan.weights = Weights::as_they_lie;
   else if (one_step)
