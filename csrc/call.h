@@ -1,7 +1,7 @@
 // What both directions of differentiation know of a call, on every device: its tensors, checked, and the plain structs
 // made from them. LibTorch stable ABI alone.
 //
-// The operators are private: the autograd Function in rnn_ext/ops.py is the door, and checks there what a user can get
+// The operators are private: the autograd Function in rnn_ext/autograd.py is the door, and checks there what a user can get
 // wrong. The checks here keep a wrong call from reading or writing memory that is not there.
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

@@ -105,7 +105,9 @@ class Recurrent(nn.RNNBase):
         if self.dropout == 1:
             return [x.new_zeros(shape)] * (self.num_layers - 1)
         keep = 1 - self.dropout
-        return [x.new_empty(shape).bernoulli_(keep).div_(keep) for _ in range(self.num_layers - 1)]
+        # Not of x, not in place: vmap decides whether its samples have the same mask.
+        empty = torch.empty(shape, dtype=x.dtype, device=x.device)
+        return [empty.bernoulli(keep).div_(keep) for _ in range(self.num_layers - 1)]
 
     def _run_torch(self, call: Call):
         """The call on torch's own operator: what has no kernel, and errors that are torch's to raise."""

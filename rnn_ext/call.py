@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rnn_ext.ops import Stack, raise_out_of_memory, recurrent
+from rnn_ext.autograd import recurrent
+from rnn_ext.ops import Stack, raise_out_of_memory
 from rnn_ext.route import reason_for_torch, warn_slow
 
 UNCHECKED = "torch's operator is to judge these arguments"  # a Call.reason: none of our checks can speak in its words

@@ -59,6 +59,9 @@ def explain(
 ) -> Explanation:
     """Tells which path, plan, instruction set and threads `module(input, hx)` takes here and now, and why.
 
+    This is the way of the call and of its gradient, inside `torch.func` transforms too. Forward-mode tangents and
+    gradients of gradients are computed on torch's operators.
+
     Args:
         module: a layer or a cell of rnn_ext.
         input, hx: as for the call, shapes and dtypes too; nothing is computed, unless to see torch refuse it.

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from rnn_ext._load import has_cuda
 
@@ -33,10 +32,6 @@ def reason_for_torch(tensors: Sequence[Tensor]) -> str | None:
     for t in tensors:
         if t.dtype != dtype or t.is_cpu != first.is_cpu:
             return "tensors differ in dtype or device"
-    if torch._C._are_functorch_transforms_active():
-        return "inside a torch.func transform"
-    if forward_ad._current_level >= 0:
-        return "inside forward-mode differentiation"
     if torch.jit.is_tracing():
         return "traced by torch.jit"
     if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():

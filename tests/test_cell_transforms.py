@@ -55,47 +55,6 @@ def test_a_state_may_be_changed_in_place(cell):
     assert_all_close(*results)
 
 
-def each_half(f):
-    """What vmap over two inputs gives, without vmap."""
-    return lambda x: torch.stack([f(x), f(2 * x)])
-
-
-def gradient_of(f):
-    return torch.func.grad(lambda x: f(x).square().sum())
-
-
-# name -> (the transform of a function at x, the same without vmap)
-TRANSFORMS = {
-    "grad": (lambda f, x: gradient_of(f)(x),) * 2,
-    "jacrev": (lambda f, x: torch.func.jacrev(f)(x), lambda f, x: torch.autograd.functional.jacobian(f, x)),
-    "jvp": (lambda f, x: torch.func.jvp(f, (x,), (torch.ones_like(x),))[1],) * 2,
-    "vmap": (lambda f, x: torch.func.vmap(f)(torch.stack([x, 2 * x])), lambda f, x: each_half(f)(x)),
-    "vmap of grad": (
-        lambda f, x: torch.func.vmap(gradient_of(f))(torch.stack([x, 2 * x])),
-        lambda f, x: each_half(gradient_of(f))(x),
-    ),
-}
-
-
-@each_cell
-@pytest.mark.parametrize("transform", TRANSFORMS)
-@pytest.mark.filterwarnings("ignore::rnn_ext.SlowPathWarning", "ignore:There is a performance drop")
-def test_a_transform_is_right_or_refused_never_silently_wrong(cell, transform):
-    transformed, by_hand = TRANSFORMS[transform]
-    ours, theirs = cell.make_both(4, 3, dtype=torch.float64)
-    x, h = torch.randn(2, 4, dtype=torch.float64), states_of(cell, 2, 3, dtype=torch.float64)
-    f, torchs = (
-        lambda x, module=module: cell.named_outputs(module(x, h))["h_n"] for module in (ours, theirs)
-    )
-    try:
-        actual = transformed(f, x)
-    except RuntimeError:
-        with pytest.raises(RuntimeError):  # torch's own cell cannot do it either
-            transformed(torchs, x)
-    else:
-        assert_close(actual, by_hand(torchs, x))
-
-
 @promise("Around it", "compiled once for every length and batch size")
 @each_cell
 def test_a_compiled_loop_has_no_graph_break_and_no_graph_for_each_batch_size(cell):

@@ -1,0 +1,88 @@
+"""The door to the kernels: one autograd Function over the operators, for everything but transforms."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from rnn_ext import ops, transforms
+from rnn_ext.ops import Stack
+
+
+def recurrent(
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    masks: list[Tensor],
+    stack: Stack,
+) -> list[Tensor] | tuple[Tensor, ...]:
+    """Output and final states (y, h_n and, for an LSTM, c_n) of a stack of recurrent layers; differentiable.
+
+    Args:
+        x: input, [T, B, I] or, with batch_sizes, packed [R, I]; float32, float64 or bfloat16, on CUDA float16 too.
+        h_0, c_0: initial states [L*D, B, P] and [L*D, B, H], or None for zeros; c_0 is an LSTM's.
+        weights: parameters in PyTorch's order, two or (with biases) four per layer and direction, for an LSTM with a
+            projection one more.
+        batch_sizes: int64 [T], as in a PackedSequence, or None.
+        masks: a dropout mask [T, B, D*P] or [R, D*P] for every layer but the last, or nothing.
+        stack: cell, layers and directions.
+
+    Raises:
+        RuntimeError: if memory runs out; with torch's own text.
+    """
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        if torch.compiler.is_compiling():
+            from rnn_ext import compiled as compiled
+        return transforms.recurrent(x, h_0, c_0, weights, batch_sizes, masks, stack)
+    if torch.is_grad_enabled() and (
+        x.requires_grad
+        or any(w.requires_grad for w in weights)
+        or (h_0 is not None and h_0.requires_grad)
+        or (c_0 is not None and c_0.requires_grad)
+    ):
+        return _Recurrent.apply(stack, batch_sizes, len(masks), x, h_0, c_0, *masks, *weights)
+    return ops.forward(x, h_0, c_0, weights, batch_sizes, masks, stack, False)
+
+
+class _Recurrent(torch.autograd.Function):
+    """First order and nothing else, which halves the cost of `apply`, and torch.compile takes it."""
+
+    @staticmethod
+    def forward(ctx, stack, batch_sizes, num_masks, x, h_0, c_0, *masks_and_weights):
+        masks, weights = masks_and_weights[:num_masks], masks_and_weights[num_masks:]
+        y, *rest = ops.forward(x, h_0, c_0, weights, batch_sizes, masks, stack, True)
+        states = 2 if stack.mode == "LSTM" else 1
+        ctx.num_saved = len(rest) - states
+        ctx.save_for_backward(batch_sizes, x, h_0, c_0, y, *rest[states:], *masks_and_weights)
+        ctx.set_materialize_grads(False)
+        ctx.stack = stack
+        ctx.num_masks = num_masks
+        return y, *rest[:states]
+
+    @staticmethod
+    def backward(ctx, dy, dh_n, dc_n=None):
+        batch_sizes, x, h_0, c_0, y, *rest = ctx.saved_tensors
+        saved, masks_and_weights = rest[: ctx.num_saved], rest[ctx.num_saved :]
+        num_masks = ctx.num_masks
+        masks, weights = masks_and_weights[:num_masks], masks_and_weights[num_masks:]
+        wanted = ctx.needs_input_grad
+        needs = (*wanted[3:6], any(wanted[6 + num_masks :]))
+        if (
+            torch.is_grad_enabled()  # a gradient of this gradient may be asked for
+            or torch._C._are_functorch_transforms_active()  # dy may be a batch of them
+            or forward_ad._current_level >= 0  # dy may have a tangent
+        ):
+            gradients = transforms.gradients(
+                x, h_0, c_0, weights, batch_sizes, masks, ctx.stack, needs, (dy, dh_n, dc_n)
+            )
+        else:
+            gradients = ops.backward(x, h_0, weights, batch_sizes, masks, y, saved, dy, dh_n, dc_n, ctx.stack, needs)
+            if x.dtype in (torch.bfloat16, torch.float16):
+                gradients = [g.to(x.dtype) for g in gradients]
+        gradients = iter(gradients)
+        inputs = [next(gradients) if needed else None for needed in needs[:3]]
+        of_weights = list(gradients) or [None] * len(weights)
+        return (None, None, None, *inputs, *[None] * num_masks, *of_weights)
