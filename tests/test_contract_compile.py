@@ -20,7 +20,8 @@ each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 
 
 @pytest.fixture(autouse=True)
-def nothing_compiled_before_or_after():
+def nothing_compiled_before_or_after(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     torch.compiler.reset()
     yield
     torch.compiler.reset()
