@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_
 
 from rnn_ext import ops
 from tests import plain
+from tests.contract import promise
 from tests.subject import CELLS, LAYERS, Case, gradients_of
 from tests.test_gradients import as_function
 from tests.tolerances import assert_all_close, assert_close
@@ -156,8 +157,24 @@ def flat(results) -> list[torch.Tensor]:
     return [r for r in torch.utils._pytree.tree_leaves(results) if isinstance(r, torch.Tensor)]
 
 
+REVERSE = promise("Autograd", "`torch.func`: `grad`, `grad` of `grad`, `jacrev`")
+FORWARD = promise("Autograd", "forward mode: `jvp`, `jacfwd`, dual numbers")
+VMAP = promise("Autograd", "`vmap` over inputs, weights or all")
+PER_SAMPLE = promise("Autograd", "gradients per sample: `vmap` of `grad`")
+COMPOSED = promise("Autograd", "compositions of these, such as `hessian`")
+PROVES = {
+    **dict.fromkeys(["grad", "grad of grad", "jacrev"], REVERSE),
+    **dict.fromkeys(["jvp", "jacfwd", "forward mode"], FORWARD),
+    **dict.fromkeys(["vmap", "vmap over all", "vmap over weights"], VMAP),
+    **dict.fromkeys(["vmap of grad", "vmap of grad over all"], PER_SAMPLE),
+}
+each_transform = pytest.mark.parametrize(
+    "transform", [pytest.param(f, id=name, marks=PROVES.get(name, COMPOSED)) for name, f in TRANSFORMS.items()]
+)
+
+
 @each_case
-@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+@each_transform
 @pytest.mark.filterwarnings("error::rnn_ext.SlowPathWarning")
 def test_a_transform_is_right(case, transform):
     ours, values = as_function(case)
