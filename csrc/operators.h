@@ -13,7 +13,7 @@ inline constexpr const char* rnn_backward_schema =
     "Tensor[] saved, Tensor? dy, Tensor? dh_n, Tensor? dc_n, str mode, int num_layers, bool bidirectional, "
     "bool need_dx, bool need_dh_0, bool need_dc_0, bool need_dw, bool batch_invariant) -> Tensor[]";
 
-// Without dropout masks is None, not empty: AOTInductor packages make None of an empty list.
+// masks: None where nothing is dropped, for an AOTInductor package turns an empty list into None.
 // y, h_n, c_n (if the cell has one) and, if `save`, what backward needs: the outputs of the layers below the last (if
 // any) and the tape (if there is one).
 template <class Device>
