@@ -233,9 +233,10 @@ Geometry make_geometry(const LoopShape& call, const DeviceLimits& device, const 
     const double cycles = cycles_of(g, s, device);
     if (best.units == 0 || cycles < least) best = g, least = cycles;
   };
+  // Of the types that can go to the tensor cores, float32 has the choice.
+  const bool can = takes_fragments(s, wish), must = can && (s.storage == 2 || wish.fragments);
   for (const bool fragments : {false, true}) {
-    // float32 has both to choose from, and 16 bits are for the tensor cores.
-    if (fragments ? !takes_fragments(s, wish) : takes_fragments(s, wish) && (s.storage == 2 || wish.fragments)) continue;
+    if (fragments ? !can : must) continue;
     const bool held = fragments && s.storage == 2 && !wish.fragments;
     consider(Kind::stepwise, [&] { return stepwise(s, device, fragments); });
     for (int64_t groups = 1; groups <= s.B; groups *= 2) {
