@@ -21,16 +21,16 @@ class SlowPathWarning(UserWarning):
 def reason_for_torch(tensors: Sequence[Tensor]) -> str | None:
     """Why a call on these tensors (input first) goes to torch's own operator; None if it goes to our kernels."""
     first = tensors[0]
-    dtype = first.dtype
-    if not first.is_cpu:
+    dtype, on_cpu = first.dtype, first.is_cpu
+    if not on_cpu:
         if not (first.is_cuda and has_cuda):
             return f"no kernel for device {first.device.type}"
         if any(t.device != first.device for t in tensors):
             return "tensors differ in dtype or device"
-    if dtype not in _KERNEL_DTYPES and not (first.is_cuda and dtype == torch.float16):
-        return f"no kernel for {dtype} on {'CUDA' if first.is_cuda else 'the CPU'}"
+    if dtype not in _KERNEL_DTYPES and (on_cpu or dtype != torch.float16):
+        return f"no kernel for {dtype} on {'the CPU' if on_cpu else 'CUDA'}"
     for t in tensors:
-        if t.dtype != dtype or t.is_cpu != first.is_cpu:
+        if t.dtype is not dtype or t.is_cpu is not on_cpu:
             return "tensors differ in dtype or device"
     if torch.jit.is_tracing():
         return "traced by torch.jit"
