@@ -304,8 +304,9 @@ struct AmxProduct {
   static constexpr int64_t kRightBytes = 1024 * 1024, kLeftRows = 2 * kTile;
 
   using Use = TileUse;
+  static constexpr bool copies(int64_t, int64_t) { return true; }
   static int64_t transposed_bytes(int64_t units, int64_t rows) { return Transposed::bytes(units, rows); }
-  static Transposed transposed(void* memory, Gradients, int64_t rows) { return Transposed::of(memory, rows); }
+  static Transposed transposed(void* memory, Gradients, int64_t, int64_t rows) { return Transposed::of(memory, rows); }
   static void transpose(Transposed out, Gradients da, int64_t rows, Range units) {
     transpose_rows(out, da, rows, units);
   }

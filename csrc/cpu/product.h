@@ -7,6 +7,8 @@
 
 constexpr int64_t kBlock = 256;
 constexpr int64_t kFewTerms = 16;
+constexpr int64_t kNearBytes = 32 * 1024;     // what stays in a core's first cache anyway
+constexpr int64_t kBytesToCopy = 512 * 1024;  // of da, from which its transpose is worth a copy
 template <class T>
 constexpr int64_t kPanelWidth = kPanelVectors * kLanes<T>;
 constexpr int kSinglePanels = 8 / kPanelVectors;  // panels side by side where one row alone has too few chains
@@ -37,13 +39,35 @@ struct Rows {
   void write(int64_t row, int64_t k, Vec<T> v) const { store(data + row * ld + k, v); }
 };
 
-// The same, stored column by column: A[m, k] lies at data[k * ld + m].
+// The transpose of da as a left operand: as da lies, A[m, k] at data[k * ld + m], or copied, at data[m * ld + k].
 template <class T>
 struct TransposedRows {
   T* data;
   int64_t ld;
-  TransposedRows at(int64_t row) const { return {data + row, ld}; }
+  bool copied;
+  TransposedRows at(int64_t row) const { return {data + (copied ? row * ld : row), ld, copied}; }
 };
+
+// out[m, k] = rows[k, m] for K rows and the columns `units`.
+template <class T>
+void transpose_rows(const Rows<T>& out, const Rows<T>& rows, int64_t K, Range units) {
+  for (int64_t m0 = units.begin; m0 < units.end; m0 += 16)
+    for (int64_t k0 = 0; k0 < K; k0 += 16) {
+      const int64_t m1 = smaller(m0 + 16, units.end), k1 = smaller(k0 + 16, K);
+#if defined(__AVX512F__)
+      if constexpr (sizeof(T) == 4)
+        if (m1 - m0 == 16 && k1 - k0 == 16) {
+          __m512i square[16];
+          for (int64_t k = 0; k < 16; ++k) square[k] = (__m512i)load(rows.data + (k0 + k) * rows.ld + m0);
+          transpose(square);
+          for (int64_t m = 0; m < 16; ++m) store(out.data + (m0 + m) * out.ld + k0, (Vec<T>)square[m]);
+          continue;
+        }
+#endif
+      for (int64_t m = m0; m < m1; ++m)
+        for (int64_t k = k0; k < k1; ++k) out.data[m * out.ld + k] = rows.data[k * rows.ld + m];
+    }
+}
 
 // B[K, N] as a row of panels, kPanelWidth columns each. Packed, a panel is contiguous, the last one only as wide as
 // its vectors and filled up with zeros. The whole panels of a matrix can also be used as they lie.
@@ -113,10 +137,11 @@ template <class T, int M, int NV, int NP, bool kTransposedA>
 void tile(int64_t K, const T* A, int64_t lda, const T* B, int64_t ldb, int64_t panel_stride, T* C, int64_t ldc,
           int64_t columns, const T* from, int64_t ldf) {
   constexpr int kVectors = NV * NP;
+  if (K > kFewTerms)
 #pragma GCC unroll 8
-  for (int m = 0; m < M; ++m)  // on its way while the sums are formed
+    for (int m = 0; m < M; ++m)  // on its way while the sums are formed
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) __builtin_prefetch(C + m * ldc + v * kLanes<T>, 1);
+      for (int v = 0; v < kVectors; ++v) __builtin_prefetch(C + m * ldc + v * kLanes<T>, 1);
   Vec<T> sum[M][kVectors];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
@@ -180,7 +205,8 @@ void panel_product(T* C, int64_t ldc, const T* A, int64_t lda, int64_t M, const 
                    const T* bias) {
   if (M <= 0) return;
   const int64_t tiles = (M + kTileRows - 1) / kTileRows;  // of nearly equal height
-  if (B.K <= kFewTerms && tiles > 1) {  // C is most of the traffic: row by row
+  // C is most of the traffic: row by row.
+  if (B.K <= kFewTerms && tiles > 1 && M * B.N * int64_t(sizeof(T)) >= kNearBytes) {
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t m = M * i / tiles;
       panel_product<kTransposedA>(C + m * ldc, ldc, kTransposedA ? A + m : A + m * lda, lda, M * (i + 1) / tiles - m, B,
@@ -225,7 +251,10 @@ void product(T* C, int64_t ldc, Rows<T> A, int64_t M, const Panels<T>& B, Range 
 }
 template <class T>
 void product(T* C, int64_t ldc, TransposedRows<T> A, int64_t M, const Panels<T>& B, Range panels, Into into) {
-  panel_product<true, T>(C, ldc, A.data, A.ld, M, B, panels, into, nullptr);
+  if (A.copied)
+    panel_product<false, T>(C, ldc, A.data, A.ld, M, B, panels, into, nullptr);
+  else
+    panel_product<true, T>(C, ldc, A.data, A.ld, M, B, panels, into, nullptr);
 }
 
 // A way to multiply, for storage type S: how states, gradients of gates and weights are kept as operands.
@@ -243,7 +272,16 @@ struct FmaProduct {
   static constexpr int64_t kRightBytes = 0, kLeftRows = int64_t(1) << 40;
 
   struct Use {};  // lives as long as a worker multiplies
-  static int64_t transposed_bytes(int64_t, int64_t) { return 0; }
-  static Transposed transposed(void*, Gradients da, int64_t) { return {da.data, da.ld}; }
-  static void transpose(Transposed, Gradients, int64_t, Range) {}
+  // As da lies, a product uses only a few numbers of each cache line that it reads: too few once da is large.
+  static bool copies(int64_t units, int64_t rows) { return units * rows * int64_t(sizeof(T)) >= kBytesToCopy; }
+  static int64_t transposed_bytes(int64_t units, int64_t rows) {
+    return copies(units, rows) ? Gradients::bytes(units, rows) : 0;
+  }
+  static Transposed transposed(void* memory, Gradients da, int64_t units, int64_t rows) {
+    const Rows<T> copy = Gradients::of(memory, rows);
+    return copies(units, rows) ? Transposed{copy.data, copy.ld, true} : Transposed{da.data, da.ld, false};
+  }
+  static void transpose(Transposed out, Gradients da, int64_t rows, Range units) {
+    transpose_rows(Rows<T>{out.data, out.ld}, da, rows, units);
+  }
 };

@@ -37,9 +37,9 @@ class WeightGradients {
     for (const int64_t N : columns) panels += panel_count<Product>(N);
     Range mine = team.part(panels);
     const bool first = c.end == args.seq.T;  // chunks come in reverse
-    const Transposed left = Product::transposed(da_T, da, chunk_rows);
-    if (!Product::kOnFloats) {
-      Product::transpose(left, da, rows.size(), team.part(width, Product::kRowUnit));
+    const Transposed left = Product::transposed(da_T, da, width, chunk_rows);
+    if (Product::copies(width, chunk_rows)) {
+      Product::transpose(left, da, rows.size(), team.part(width, 32));
       team.wait();
     }
     char* mine_packed = panel + team.rank * panel_bytes();
