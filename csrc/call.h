@@ -11,6 +11,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <vector>
@@ -49,12 +50,33 @@ inline bool same_device(const Tensor& a, const Tensor& b) {
   return device_type(a) == device_type(b) && a.get_device_index() == b.get_device_index();
 }
 
+// The sizes of a tensor of ours: a vector would ask for memory, dozens of times a call.
+struct Sizes {
+  static constexpr int kMost = 4;
+  int64_t dims[kMost] = {};
+  int count = 0;
+
+  Sizes(std::initializer_list<int64_t> sizes) {
+    for (const int64_t size : sizes) dims[count++] = size;
+  }
+  explicit Sizes(const Tensor& t) : count(int(t.dim())) {
+    STD_TORCH_CHECK(count <= kMost, "rnn_ext: no tensor has more than 4 dimensions");
+    for (int i = 0; i < count; ++i) dims[i] = t.size(i);
+  }
+  const int64_t* begin() const { return dims; }
+  const int64_t* end() const { return dims + count; }
+};
+
 // An uninitialised contiguous tensor where `like` is. The shim, since a call through the dispatcher costs 4 us.
-inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype, const Tensor& like) {
-  std::vector<int64_t> strides(sizes.size(), 1);
-  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(sizes[i], 1);
+inline Tensor empty(const Sizes& sizes, ScalarType dtype, const Tensor& like) {
+  int64_t strides[Sizes::kMost];
+  int64_t stride = 1;
+  for (int i = sizes.count; i-- > 0;) {
+    strides[i] = stride;
+    stride *= std::max<int64_t>(sizes.dims[i], 1);
+  }
   AtenTensorHandle handle = nullptr;
-  const auto code = aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), static_cast<int32_t>(dtype),
+  const auto code = aoti_torch_empty_strided(sizes.count, sizes.dims, strides, static_cast<int32_t>(dtype),
                                              device_type(like), like.get_device_index(), &handle);
   if (code != AOTI_TORCH_SUCCESS) {
     double bytes = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : dtype == ScalarType::Byte ? 1 : 2;
@@ -66,16 +88,16 @@ inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype, const T
 
 inline Tensor dense(const Tensor& t) {
   if (t.is_contiguous()) return t;
-  Tensor copy = empty({t.sizes().begin(), t.sizes().end()}, t.scalar_type(), t);
+  Tensor copy = empty(Sizes(t), t.scalar_type(), t);
   torch::stable::copy_(copy, t);
   return copy;
 }
 
-inline void check_shape(const Tensor& t, const std::vector<int64_t>& sizes, const Tensor& like, const char* what) {
+inline void check_shape(const Tensor& t, const Sizes& sizes, const Tensor& like, const char* what) {
   STD_TORCH_CHECK(same_device(t, like) && t.scalar_type() == like.scalar_type(), "rnn_ext: ", what,
                   " must have the input's device and dtype");
-  bool same = t.dim() == int64_t(sizes.size());
-  for (size_t i = 0; same && i < sizes.size(); ++i) same = t.size(i) == sizes[i];
+  bool same = t.dim() == sizes.count;
+  for (int i = 0; same && i < sizes.count; ++i) same = t.size(i) == sizes.dims[i];
   STD_TORCH_CHECK(same, "rnn_ext: ", what, " has the wrong shape");
 }
 
@@ -91,6 +113,7 @@ struct Call {
   std::vector<const void*> mask_pointers;
   std::vector<int64_t> first_rows;
   int64_t x_step = 0, x_row = 0, per_pair = 0;  // per_pair: weights per layer and direction
+  bool single = false;  // one step of one layer and direction: x is [B, I], states are [B, P] and [B, H]
 
   Call(const Tensor& input, const Maybe& h_initial, const Maybe& c_initial, const Tensors& params, const Maybe& batch_sizes,
        const Tensors& dropout, const std::string& mode, int64_t num_layers, bool bidirectional)
@@ -105,15 +128,17 @@ struct Call {
     const Tensor &W_hh = params[1], &last = projected ? params[per_pair - 1] : W_hh;  // [P, H] or [G*H, H]
     STD_TORCH_CHECK(W_hh.dim() == 2 && last.dim() == 2, "rnn_ext: weight_hh and weight_hr must have 2 dimensions");
     shape = {x.size(-1), last.size(1), W_hh.size(1), num_layers, bidirectional ? 2 : 1, bias, projected};
+    single = x.dim() == 2 && !batch_sizes;
+    STD_TORCH_CHECK(!single || pairs == 1, "rnn_ext: input of one step is for one layer and direction");
     find_rows(batch_sizes);
     if (h_initial) h_0 = state(*h_initial, h_sizes(), "h_0");
     if (c_initial && facts().states > 1) c_0 = state(*c_initial, c_sizes(), "c_0");
     const int64_t gate_rows = facts().gates * shape.H;
     for (int64_t i = 0; i < pairs; ++i) {
       const int64_t inputs = i < shape.D ? shape.I : shape.D * shape.P;
-      const auto weight = [&](int64_t j, const std::vector<int64_t>& sizes) {
+      const auto weight = [&](int64_t j, const Sizes& sizes) {
         const Tensor& w = params[i * per_pair + j];
-        check_shape(w, sizes, x, sizes.size() == 2 ? "weight" : "bias");
+        check_shape(w, sizes, x, sizes.count == 2 ? "weight" : "bias");
         weights.push_back(dense(w));
         return weights.back().const_data_ptr();
       };
@@ -141,9 +166,13 @@ struct Call {
   const CellFacts& facts() const { return cell_facts[cell]; }
 
   int64_t tape() const { return facts().tape + shape.projected; }
-  std::vector<int64_t> h_sizes() const { return {shape.L * shape.D, seq.B, shape.P}; }
-  std::vector<int64_t> c_sizes() const { return {shape.L * shape.D, seq.B, shape.H}; }
-  Tensor state(const Tensor& given, const std::vector<int64_t>& sizes, const char* what) const {
+  Sizes h_sizes() const { return state_sizes(shape.P); }
+  Sizes c_sizes() const { return state_sizes(shape.H); }
+  Sizes y_sizes() const {
+    const int64_t outputs = shape.D * shape.P;
+    return single ? Sizes{seq.B, outputs} : seq.batch_sizes ? Sizes{seq.R, outputs} : Sizes{seq.T, seq.B, outputs};
+  }
+  Tensor state(const Tensor& given, const Sizes& sizes, const char* what) const {
     check_shape(given, sizes, x, what);
     return dense(given);
   }
@@ -163,15 +192,19 @@ struct Call {
   }
 
  private:
-  // Padded [T, B, I] or packed [R, I] with batch_sizes [T].
+  Sizes state_sizes(int64_t size) const {
+    return single ? Sizes{seq.B, size} : Sizes{shape.L * shape.D, seq.B, size};
+  }
+
+  // Padded [T, B, I], one step [B, I], or packed [R, I] with batch_sizes [T].
   void find_rows(const Maybe& batch_sizes) {
-    STD_TORCH_CHECK(x.dim() == (batch_sizes ? 2 : 3), "rnn_ext: input has the wrong number of dimensions");
+    STD_TORCH_CHECK(single || x.dim() == (batch_sizes ? 2 : 3), "rnn_ext: input has the wrong number of dimensions");
     if (x.size(-1) > 1 && x.stride(-1) != 1) x = dense(x);
     if (!batch_sizes) {
-      seq.T = x.size(0);
-      seq.B = x.size(1);
+      seq.T = single ? 1 : x.size(0);
+      seq.B = x.size(-2);
       seq.R = seq.T * seq.B;
-      x_row = x.stride(1);
+      x_row = x.stride(-2);
       x_step = seq.T > 1 ? x.stride(0) : seq.B * x_row;
     } else {
       const Tensor& n = *batch_sizes;

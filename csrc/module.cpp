@@ -10,6 +10,7 @@
 #include "cells/names.h"
 #include "cpu/isa.h"
 #include "cpu/plan.h"
+#include "direct.h"
 
 namespace py = pybind11;
 
@@ -87,6 +88,7 @@ PYBIND11_MODULE(_C, m) {
   using namespace rnn_ext;
   if (const char* error = cap_error()) throw py::import_error(error);
   m.doc() = "Operators and build facts of rnn_ext.";
+  if (PyModule_AddFunctions(m.ptr(), direct_methods()) != 0) throw py::error_already_set();
   m.def("build_info", &build_info,
         "How the binary was built: version, compiler, flags, isa_flags (of the kernels, by instruction set), "
         "torch (built against), torch_abi_target (oldest torch it runs on), sanitizers (empty if none), "

@@ -23,12 +23,12 @@ Tensors rnn_forward(Tensor x, Maybe h_0, Maybe c_0, Tensors weights, Maybe batch
   const Shape& s = call.shape;
   ForwardArgs args = call.args<ForwardArgs>();
   Tensors out;
-  const auto output = [&](const std::vector<int64_t>& sizes) {
+  const auto output = [&](const Sizes& sizes) {
     out.push_back(empty(sizes, x.scalar_type(), x));
     return out.back().mutable_data_ptr();
   };
   const int64_t outputs = s.D * s.P;
-  args.y = batch_sizes ? output({call.seq.R, outputs}) : output({call.seq.T, call.seq.B, outputs});
+  args.y = output(call.y_sizes());
   args.h_n = output(call.h_sizes());
   if (call.facts().states > 1) args.c_n = output(call.c_sizes());
   Tensor below;
@@ -83,7 +83,7 @@ Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, Ma
   }
   Tensors gradients;
   if (need_dx) {
-    gradients.push_back(empty({x.sizes().begin(), x.sizes().end()}, type, x));
+    gradients.push_back(empty(Sizes(x), type, x));
     args.dx = gradients.back().mutable_data_ptr();
   }
   if (need_dh_0) {
@@ -97,7 +97,7 @@ Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, Ma
   std::vector<LayerGradients> layer_gradients;
   if (need_dw) {
     const auto gradient = [&](const Tensor& w) {
-      gradients.push_back(empty({w.sizes().begin(), w.sizes().end()}, type, x));
+      gradients.push_back(empty(Sizes(w), type, x));
       return gradients.back().mutable_data_ptr();
     };
     for (size_t i = 0; i < call.weights.size(); i += call.per_pair) {

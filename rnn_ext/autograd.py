@@ -22,7 +22,8 @@ def recurrent(
     """Output and final states (y, h_n and, for an LSTM, c_n) of a stack of recurrent layers; differentiable.
 
     Args:
-        x: input, [T, B, I] or, with batch_sizes, packed [R, I]; float32, float64 or bfloat16, on CUDA float16 too.
+        x: input, [T, B, I] or, with batch_sizes, packed [R, I]; float32, float64 or bfloat16, on CUDA float16 too. One
+            step of one layer and direction may be [B, I]: then states have no first dimension either.
         h_0, c_0: initial states [L*D, B, P] and [L*D, B, H], or None for zeros; c_0 is an LSTM's.
         weights: parameters in PyTorch's order, two or (with biases) four per layer and direction, for an LSTM with a
             projection one more.

@@ -16,10 +16,10 @@ UNCHECKED = "torch's operator is to judge these arguments"  # a Call.reason: non
 
 
 class Call(NamedTuple):
-    """A call whose arguments are checked. Time comes first whatever batch_first says; a cell's call has one step."""
+    """A call whose arguments are checked. Time comes first whatever batch_first says."""
 
-    input: Tensor  # [T, B, I] or, with batch_sizes, packed [R, I]
-    states: Sequence[Tensor] | None  # h_0, for an LSTM h_0 and c_0, each [L*D, B, H]
+    input: Tensor  # [T, B, I], a cell's [B, I] or, with batch_sizes, packed [R, I]
+    states: Sequence[Tensor] | None  # h_0, for an LSTM h_0 and c_0, each [L*D, B, H], a cell's [B, H]
     batch_sizes: Tensor | None  # as in a PackedSequence
     weights: list[Any]
     stack: Stack

@@ -1,4 +1,4 @@
-"""The cells: one step of a layer, on the layers' operator with T = 1."""
+"""The cells: one step of a layer, on the layers' operator."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ class Cell(nn.RNNCellBase):
 
     def _forward(self, input, hx):
         out = run(self.prepare(input, hx), [], self._run_torch)
-        # Not y: backward needs that one, and a state may be changed in place.
-        states = [s.squeeze(0) for s in out[1:]]
+        states = out[1:]  # not y: backward needs that one, and a state may be changed in place
         if input.dim() == 1:
             states = [s.squeeze(0) for s in states]
         return states[0] if len(states) == 1 else tuple(states)
@@ -50,12 +49,10 @@ class Cell(nn.RNNCellBase):
         batch, features = input.shape
         hidden_size = self.hidden_size
         odd = features != self.input_size or hidden_size == 0
-        input = input.unsqueeze(0)
         if states is not None:
             state_shape = (batch, hidden_size)
             for state in states:
                 odd = odd or state.shape != state_shape
-            states = [s.unsqueeze(0) for s in states]
         weights = read_weights(self, _WEIGHTS)
         w_ih, w_hh, b_ih, b_hh = weights
         if b_ih is None and b_hh is None:
@@ -74,14 +71,12 @@ class Cell(nn.RNNCellBase):
 
     def _run_torch(self, call: Call):
         """The call on torch's own operator, its result in the form of the kernels'."""
-        x, states = call.input[0], call.states
+        x, states = call.input, call.states
         if states is None:
             zeros = torch.zeros(x.size(0), self.hidden_size, dtype=x.dtype, device=x.device)
             states = (zeros,) * (2 if call.stack.mode == "LSTM" else 1)
-        else:
-            states = tuple(s[0] for s in states)
-        out = _operator[call.stack.mode](x, states if len(states) > 1 else states[0], *call.weights)
-        return None, *[s.unsqueeze(0) for s in (out if isinstance(out, tuple) else (out,))]
+        out = _operator[call.stack.mode](x, tuple(states) if len(states) > 1 else states[0], *call.weights)
+        return None, *(out if isinstance(out, tuple) else (out,))
 
 
 class RNNCell(Cell):

@@ -82,7 +82,7 @@ def explain(
     if call.reason is not None:
         return Explanation("torch", call.reason, None, None, threads, None)
     if call.batch_sizes is None:
-        steps, batch = call.input.shape[:2]
+        steps, batch = (1, *call.input.shape[:-1]) if isinstance(module, Cell) else call.input.shape[:2]
         rows = steps * batch
     else:
         steps, batch, rows = len(call.batch_sizes), int(call.batch_sizes[0]), call.input.shape[0]

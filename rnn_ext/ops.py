@@ -1,9 +1,10 @@
 """The compiled operators, and their shapes for tracing.
 
 The operators are private: a call of one outside the Functions of autograd.py and transforms.py would not be
-differentiated. All tensors are time-major:
+differentiated. On the CPU a plain eager call runs what is behind the operator directly, which costs half as much. All tensors are time-major:
 x [T, B, I] or packed [R, I] with batch_sizes [T]; y [T, B, D*P] or [R, D*P], P the size of h: that of the projection
-where there is one, else H. The state is h [L*D, B, P], for an LSTM h and c [L*D, B, H].
+where there is one, else H. The state is h [L*D, B, P], for an LSTM h and c [L*D, B, H]. One step of one layer and
+direction may go without the dimensions that are one then: x [B, I], y [B, P], h [B, P], c [B, H].
 """
 
 from __future__ import annotations
@@ -31,7 +32,12 @@ class Stack(NamedTuple):
 
 def forward(x, h_0, c_0, weights, batch_sizes, masks, stack, save):
     """The operator: y, h_n, an LSTM's c_n and, if `save`, what backward needs. The arguments are `recurrent`'s."""
-    return _forward_op(x, h_0, c_0, weights, batch_sizes, masks or None, *stack, save, settings.is_batch_invariant())
+    invariant = settings.is_batch_invariant()
+    if not torch.compiler.is_compiling():
+        out = _C.forward(x, h_0, c_0, weights, batch_sizes, masks, *stack, save, invariant)
+        if out is not NotImplemented:
+            return out
+    return _forward_op(x, h_0, c_0, weights, batch_sizes, masks or None, *stack, save, invariant)
 
 
 def backward(x, h_0, weights, batch_sizes, masks, y, saved, dy, dh_n, dc_n, stack, needs):
@@ -40,11 +46,36 @@ def backward(x, h_0, weights, batch_sizes, masks, y, saved, dy, dh_n, dc_n, stac
     invariant = settings.is_batch_invariant()
     if torch.compiler.is_compiling():
         return _backward_op(*tensors, *stack, *needs, invariant)
+    out = _C.backward(x, h_0, weights, batch_sizes, masks, y, saved, dy, dh_n, dc_n, *stack, *needs, invariant)
+    if out is not NotImplemented:
+        return out
     try:
         return _backward_op(*tensors, *stack, *needs, invariant)
     except RuntimeError as error:
         raise_out_of_memory(error)
         raise
+
+
+def _set_up_direct() -> None:
+    """Hands `_C` what its direct calls need of torch; without that, all of them go to the operators."""
+    handles = getattr(torch._C, "_aoti", None)
+    try:
+        to_handles, from_handles = (
+            handles.unsafe_alloc_void_ptrs_from_tensors,
+            handles.alloc_tensors_by_stealing_from_void_ptrs,
+        )
+        modes = (  # in each of which somebody may look at every operator, or change what it does
+            torch._C._len_torch_dispatch_stack,
+            torch._C._len_torch_function_stack,
+            torch._C._are_functorch_transforms_active,
+            torch.autograd._profiler_enabled,
+        )
+    except AttributeError:
+        return
+    _C.set_up_direct((Tensor, torch.nn.Parameter), to_handles, from_handles, modes)
+
+
+_set_up_direct()
 
 
 def raise_out_of_memory(error: RuntimeError) -> None:
@@ -69,14 +100,16 @@ def _fake_forward(
     projected = len(weights) // pairs % 2  # then weight_hr [P, H] is the last of each layer and direction
     output_size, hidden_size = weights[1].shape[1], weights[-1 if projected else 1].shape[1]
     # The batch of a packed input stands in batch_sizes[0]: a size known from data alone.
-    if batch_sizes is None:
-        rows, batch = x.shape[0] * x.shape[1], x.shape[1]
-    else:
+    if batch_sizes is not None:
         rows = x.shape[0]
-        batch = h_0.shape[1] if h_0 is not None else _first_batch_size(batch_sizes)
-    out = [x.new_empty((*x.shape[:-1], directions * output_size)), x.new_empty((pairs, batch, output_size))]
+        states = (pairs, h_0.shape[1] if h_0 is not None else _first_batch_size(batch_sizes))
+    elif x.dim() == 2:
+        rows, states = x.shape[0], (x.shape[0],)
+    else:
+        rows, states = x.shape[0] * x.shape[1], (pairs, x.shape[1])
+    out = [x.new_empty((*x.shape[:-1], directions * output_size)), x.new_empty((*states, output_size))]
     if mode == "LSTM":
-        out.append(x.new_empty((pairs, batch, hidden_size)))
+        out.append(x.new_empty((*states, hidden_size)))
     if save and num_layers > 1:
         out.append(x.new_empty((num_layers - 1, rows, directions * output_size)))
     tape = _C.tape(mode) + projected
@@ -97,6 +130,6 @@ def _fake_backward(
     need_dx, need_dh_0, need_dc_0, need_dw, batch_invariant,
 ) -> list[Tensor]:  # fmt: skip
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    c_0 = h_0.new_empty((*h_0.shape[:2], saved[-1].shape[-1])) if need_dc_0 else None  # the tape is [.., H]
+    c_0 = h_0.new_empty((*h_0.shape[:-1], saved[-1].shape[-1])) if need_dc_0 else None  # the tape is [.., H]
     wanted = [x] * need_dx + [h_0] * need_dh_0 + [c_0] * need_dc_0 + list(weights) * need_dw
     return [t.new_empty(t.shape, dtype=dtype) for t in wanted]

@@ -81,7 +81,7 @@ struct Run {
     if (seq.batch_sizes) write_sequence_tables();
   }
 
-  void* memory(const std::vector<int64_t>& sizes, ScalarType dtype) {
+  void* memory(const Sizes& sizes, ScalarType dtype) {
     owned.push_back(empty(sizes, dtype, call.x));
     void* p = owned.back().mutable_data_ptr();
 #if defined(RNN_EXT_CUDA_EMULATOR)
