@@ -134,6 +134,8 @@ struct Call {
     if (h_initial) h_0 = state(*h_initial, h_sizes(), "h_0");
     if (c_initial && facts().states > 1) c_0 = state(*c_initial, c_sizes(), "c_0");
     const int64_t gate_rows = facts().gates * shape.H;
+    weights.reserve(params.size());
+    layer_weights.reserve(pairs);
     for (int64_t i = 0; i < pairs; ++i) {
       const int64_t inputs = i < shape.D ? shape.I : shape.D * shape.P;
       const auto weight = [&](int64_t j, const Sizes& sizes) {

@@ -65,6 +65,7 @@ class Inputs {
     const Ref capsules(PyObject_CallOneArg(torch_side.to_handles, list_.object));
     if (capsules.object == nullptr) return false;
     bool usable = true;
+    handles_.reserve(PyList_GET_SIZE(capsules.object));
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(capsules.object); ++i) {
       handles_.emplace_back(
           static_cast<AtenTensorHandle>(PyCapsule_GetPointer(PyList_GET_ITEM(capsules.object, i), nullptr)));
@@ -76,11 +77,12 @@ class Inputs {
     return usable;
   }
 
-  Tensor take() { return handles_[taken_++]; }
+  Tensor take() { return std::move(handles_[taken_++]); }
   Maybe take_maybe(PyObject* given) { return given == Py_None ? Maybe() : Maybe(take()); }
   Tensors take_all(PyObject* given) {
     Tensors all;
-    for (Py_ssize_t i = PyObject_Length(given); i > 0; --i) all.push_back(take());
+    Py_ssize_t left = PyObject_Length(given);
+    for (all.reserve(left); left > 0; --left) all.push_back(take());
     return all;
   }
 
@@ -141,14 +143,15 @@ PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const bool bidirectional = args[8] == Py_True, save = args[9] == Py_True, batch_invariant = args[10] == Py_True;
   if (PyErr_Occurred()) return not_implemented();
   // One by one: the order in which arguments of one call are evaluated is open.
-  const Tensor x_t = in.take();
-  const Maybe h_0_t = in.take_maybe(h_0), c_0_t = in.take_maybe(c_0);
-  const Tensors weights_t = in.take_all(weights);
-  const Maybe batch_sizes_t = in.take_maybe(batch_sizes);
-  const Tensors masks_t = in.take_all(masks);
+  Tensor x_t = in.take();
+  Maybe h_0_t = in.take_maybe(h_0), c_0_t = in.take_maybe(c_0);
+  Tensors weights_t = in.take_all(weights);
+  Maybe batch_sizes_t = in.take_maybe(batch_sizes);
+  Tensors masks_t = in.take_all(masks);
   return result([&] {
-    return rnn_forward<Cpu>(x_t, h_0_t, c_0_t, weights_t, batch_sizes_t, masks_t, mode, num_layers, bidirectional,
-                            save, batch_invariant);
+    return rnn_forward<Cpu>(std::move(x_t), std::move(h_0_t), std::move(c_0_t), std::move(weights_t),
+                            std::move(batch_sizes_t), std::move(masks_t), mode, num_layers, bidirectional, save,
+                            batch_invariant);
   });
 }
 
@@ -166,17 +169,19 @@ PyObject* backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   bool flags[6];  // bidirectional, need_dx, need_dh_0, need_dc_0, need_dw, batch_invariant
   for (int i = 0; i < 6; ++i) flags[i] = args[12 + i] == Py_True;
   if (PyErr_Occurred()) return not_implemented();
-  const Tensor x_t = in.take();
-  const Maybe h_0_t = in.take_maybe(h_0);
-  const Tensors weights_t = in.take_all(weights);
-  const Maybe batch_sizes_t = in.take_maybe(batch_sizes);
-  const Tensors masks_t = in.take_all(masks);
-  const Tensor y_t = in.take();
-  const Tensors saved_t = in.take_all(saved);
-  const Maybe dy_t = in.take_maybe(dy), dh_n_t = in.take_maybe(dh_n), dc_n_t = in.take_maybe(dc_n);
+  Tensor x_t = in.take();
+  Maybe h_0_t = in.take_maybe(h_0);
+  Tensors weights_t = in.take_all(weights);
+  Maybe batch_sizes_t = in.take_maybe(batch_sizes);
+  Tensors masks_t = in.take_all(masks);
+  Tensor y_t = in.take();
+  Tensors saved_t = in.take_all(saved);
+  Maybe dy_t = in.take_maybe(dy), dh_n_t = in.take_maybe(dh_n), dc_n_t = in.take_maybe(dc_n);
   return result([&] {
-    return rnn_backward<Cpu>(x_t, h_0_t, weights_t, batch_sizes_t, masks_t, y_t, saved_t, dy_t, dh_n_t, dc_n_t, mode,
-                             num_layers, flags[0], flags[1], flags[2], flags[3], flags[4], flags[5]);
+    return rnn_backward<Cpu>(std::move(x_t), std::move(h_0_t), std::move(weights_t), std::move(batch_sizes_t),
+                             std::move(masks_t), std::move(y_t), std::move(saved_t), std::move(dy_t), std::move(dh_n_t),
+                             std::move(dc_n_t), mode, num_layers, flags[0], flags[1], flags[2], flags[3], flags[4],
+                             flags[5]);
   });
 }
 

@@ -23,6 +23,7 @@ Tensors rnn_forward(Tensor x, Maybe h_0, Maybe c_0, Tensors weights, Maybe batch
   const Shape& s = call.shape;
   ForwardArgs args = call.args<ForwardArgs>();
   Tensors out;
+  out.reserve(5);
   const auto output = [&](const Sizes& sizes) {
     out.push_back(empty(sizes, x.scalar_type(), x));
     return out.back().mutable_data_ptr();
@@ -82,6 +83,7 @@ Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, Ma
     args.dc_n = dc_n_rows.const_data_ptr();
   }
   Tensors gradients;
+  gradients.reserve(3 + weights.size());
   if (need_dx) {
     gradients.push_back(empty(Sizes(x), type, x));
     args.dx = gradients.back().mutable_data_ptr();

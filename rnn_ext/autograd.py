@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
 from rnn_ext import ops, transforms
@@ -44,7 +45,10 @@ def recurrent(
         or (h_0 is not None and h_0.requires_grad)
         or (c_0 is not None and c_0.requires_grad)
     ):
-        return _Recurrent.apply(stack, batch_sizes, len(masks), x, h_0, c_0, *masks, *weights)
+        tensors = (x, h_0, c_0, *masks, *weights)
+        if torch.compiler.is_compiling():
+            return _Recurrent.apply(stack, batch_sizes, len(masks), *tensors)
+        return _apply(stack, batch_sizes, len(masks), *[None if t is None else unwrap_if_dead(t) for t in tensors])
     return ops.forward(x, h_0, c_0, weights, batch_sizes, masks, stack, False)
 
 
@@ -91,6 +95,10 @@ class _Recurrent(torch.autograd.Function):
         inputs = [next(gradients) if needed else None for needed in needs[:3]]
         of_weights = list(gradients) or [None] * len(weights)
         return (None, None, None, *inputs, *[None] * num_masks, *of_weights)
+
+
+# What `_Recurrent.apply` comes down to where no transform is active; the rest of it takes as long as this.
+_apply = super(torch.autograd.Function, _Recurrent).apply
 
 
 def _in_older_vmap(d_outputs, *args):

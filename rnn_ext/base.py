@@ -76,8 +76,9 @@ class Recurrent(nn.RNNBase):
         self, input: Tensor, states: tuple[Tensor, ...] | None, batch_sizes: Tensor | None, weights: list[Any]
     ) -> str | None:
         """Raises torch's own errors; what only torch's operator can judge is left to it, with the reason returned."""
-        if any(w is None for w in weights):
-            return UNCHECKED
+        for w in weights:
+            if w is None:
+                return UNCHECKED
         if input.dtype != weights[0].dtype and not torch._C._is_any_autocast_enabled():
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({weights[0].dtype}). "

@@ -1,16 +1,18 @@
 """The compiled operators, and their shapes for tracing.
 
 The operators are private: a call of one outside the Functions of autograd.py and transforms.py would not be
-differentiated. On the CPU a plain eager call runs what is behind the operator directly, which costs half as much. All tensors are time-major:
-x [T, B, I] or packed [R, I] with batch_sizes [T]; y [T, B, D*P] or [R, D*P], P the size of h: that of the projection
-where there is one, else H. The state is h [L*D, B, P], for an LSTM h and c [L*D, B, H]. One step of one layer and
-direction may go without the dimensions that are one then: x [B, I], y [B, P], h [B, P], c [B, H].
+differentiated. On the CPU a plain eager call goes straight to what is behind the operator, past torch's dispatcher,
+which costs half as much.
+
+All tensors are time-major: x [T, B, I] or packed [R, I] with batch_sizes [T]; y [T, B, D*P] or [R, D*P], P the size of
+h: that of the projection where there is one, else H. The state is h [L*D, B, P], for an LSTM h and c [L*D, B, H]. One
+step of one layer and direction may go without the dimensions that are one then: x [B, I], y [B, P], h [B, P], c [B, H].
 """
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,12 +60,9 @@ def backward(x, h_0, weights, batch_sizes, masks, y, saved, dy, dh_n, dc_n, stac
 
 def _set_up_direct() -> None:
     """Hands `_C` what its direct calls need of torch; without that, all of them go to the operators."""
-    handles = getattr(torch._C, "_aoti", None)
     try:
-        to_handles, from_handles = (
-            handles.unsafe_alloc_void_ptrs_from_tensors,
-            handles.alloc_tensors_by_stealing_from_void_ptrs,
-        )
+        handles: Any = torch._C._aoti  # type: ignore[attr-defined, unused-ignore]
+        ways = handles.unsafe_alloc_void_ptrs_from_tensors, handles.alloc_tensors_by_stealing_from_void_ptrs
         modes = (  # in each of which somebody may look at every operator, or change what it does
             torch._C._len_torch_dispatch_stack,
             torch._C._len_torch_function_stack,
@@ -72,7 +71,7 @@ def _set_up_direct() -> None:
         )
     except AttributeError:
         return
-    _C.set_up_direct((Tensor, torch.nn.Parameter), to_handles, from_handles, modes)
+    _C.set_up_direct((Tensor, torch.nn.Parameter), *ways, modes)
 
 
 _set_up_direct()
@@ -100,6 +99,7 @@ def _fake_forward(
     projected = len(weights) // pairs % 2  # then weight_hr [P, H] is the last of each layer and direction
     output_size, hidden_size = weights[1].shape[1], weights[-1 if projected else 1].shape[1]
     # The batch of a packed input stands in batch_sizes[0]: a size known from data alone.
+    states: tuple[Any, ...]
     if batch_sizes is not None:
         rows = x.shape[0]
         states = (pairs, h_0.shape[1] if h_0 is not None else _first_batch_size(batch_sizes))

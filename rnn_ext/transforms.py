@@ -27,8 +27,8 @@ from rnn_ext.tangents import tangent
 def recurrent(x, h_0, c_0, weights, batch_sizes, masks, stack: Stack) -> tuple[Tensor, ...]:
     """`rnn_ext.autograd.recurrent` for any transform, one operator call for each layer; arguments as there."""
     if batch_sizes is None and x.dim() == 2:  # one step
-        one = [None if t is None else t.unsqueeze(0) for t in (x, h_0, c_0)]
-        return tuple(t.squeeze(0) for t in recurrent(*one, weights, None, masks, stack))
+        h_0, c_0 = (None if s is None else s.unsqueeze(0) for s in (h_0, c_0))
+        return tuple(t.squeeze(0) for t in recurrent(x.unsqueeze(0), h_0, c_0, weights, None, masks, stack))
     layer, directions = Stack(stack.mode, 1, stack.bidirectional), 2 if stack.bidirectional else 1
     states, per_layer = 2 if stack.mode == "LSTM" else 1, len(weights) // stack.num_layers
     finals: list[list[Tensor]] = []

@@ -1,0 +1,159 @@
+"""Plain eager calls on the CPU go past torch's dispatcher, to the same bits; all others go through it."""
+
+import pytest
+import torch
+from torch import nn
+
+from rnn_ext import _C, ops
+from tests.subject import CELLS, LAYERS, gradients_of
+from tests.tolerances import assert_all_close, assert_close
+
+pytestmark = pytest.mark.sanitize
+each_layer_and_cell = pytest.mark.parametrize("layer", LAYERS + CELLS, ids=str)
+
+
+@pytest.fixture
+def operators(monkeypatch):
+    """The operators that are called, by name, in order."""
+    calls = []
+
+    def noted(name, operator):
+        def call(*args):
+            calls.append(name)
+            return operator(*args)
+
+        return call
+
+    for name in ("_forward_op", "_backward_op"):
+        monkeypatch.setattr(ops, name, noted(name.strip("_"), getattr(ops, name)))
+    return calls
+
+
+def step(layer, module, x):
+    """Outputs and the gradients of the weights, of the input and of a state."""
+    x = x.detach().requires_grad_()
+    size = (x.shape[0],) if layer.is_cell else (2, x.shape[1])
+    states = [torch.linspace(-1, 1, shape[-1]).expand(shape) for shape in layer.state_shapes(*size, 5)]
+    states = [s.clone().requires_grad_() for s in states]
+    outputs = layer.named_outputs(module(x, layer.state(*states)))
+    loss = sum(output.square().sum() for output in outputs.values())
+    return [*outputs.values(), *torch.autograd.grad(loss, [x, *states, *module.parameters()])]
+
+
+def make(layer):
+    return layer.make_ours(4, 5) if layer.is_cell else layer.make_ours(4, 5, bidirectional=True)
+
+
+@each_layer_and_cell
+def test_a_plain_call_needs_no_operator(layer, operators):
+    step(layer, make(layer), layer.random_input(4))
+    assert operators == []
+
+
+@each_layer_and_cell
+def test_a_direct_call_gives_the_bits_of_the_operator(layer, operators, monkeypatch):
+    module, x = make(layer), layer.random_input(4)
+    direct = step(layer, module, x)
+    for name in ("forward", "backward"):
+        monkeypatch.setattr(_C, name, lambda *args: NotImplemented)
+    through_operator = step(layer, module, x)
+    assert operators == ["forward_op", "backward_op"]
+    assert all(torch.equal(a, b) for a, b in zip(direct, through_operator, strict=True))
+
+
+@pytest.mark.parametrize("layer", CELLS, ids=str)
+def test_a_step_without_dimensions_of_one_gives_the_bits_of_a_sequence_of_one(layer):
+    module, x = layer.make_ours(4, 5), torch.randn(3, 4)
+    states = [torch.randn(3, 5) for _ in layer.states] + [None] * (2 - len(layer.states))
+    weights = [w.detach() for w in module.parameters()]
+    stack = module._stack()
+    flat = ops.forward(x, *states, weights, None, (), stack, True)
+    sequence = [None if t is None else t.unsqueeze(0) for t in (x, *states)]
+    whole = ops.forward(*sequence, weights, None, (), stack, True)
+    for i, (a, b) in enumerate(zip(flat, whole, strict=True)):
+        assert torch.equal(a, b.squeeze(0) if i <= len(layer.states) else b)
+
+
+def test_a_step_without_dimensions_of_one_is_for_one_layer_and_direction():
+    weights = [w.detach() for w in nn.GRU(4, 5, 2).parameters()]
+    with pytest.raises(RuntimeError, match="one step is for one layer"):
+        ops.forward(torch.randn(3, 4), None, None, weights, None, (), ops.Stack("GRU", 2, False), False)
+
+
+@each_layer_and_cell
+def test_whoever_looks_at_operators_sees_them(layer, operators):
+    class Looking(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    module, x = make(layer), layer.random_input(4)
+    expected = step(layer, module, x)
+    for mode in (Looking(), torch.profiler.profile(), torch.overrides.BaseTorchFunctionMode()):
+        operators.clear()
+        with mode:
+            found = step(layer, module, x)
+        # A function mode sees torch.autograd.grad as one call, and nothing of what goes on inside.
+        assert operators[:1] == ["forward_op"]
+        assert operators[1:] == ["backward_op"] or isinstance(mode, torch.overrides.TorchFunctionMode)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+def negated(x):
+    """-x, but that its memory holds x: the imaginary part of a conjugate."""
+    return torch.complex(torch.zeros_like(x), x).conj().imag
+
+
+@each_layer_and_cell
+@pytest.mark.parametrize("unusual", [negated, lambda x: -x.as_subclass(Subclass)], ids=["negated", "subclass"])
+def test_a_tensor_that_is_not_plain_goes_to_the_operator(layer, unusual, operators):
+    module, x = make(layer), layer.random_input(4)
+    expected = [output.detach() for output in layer.named_outputs(module(-x)).values()]
+    with torch.no_grad():
+        found = list(layer.named_outputs(module(unusual(x))).values())
+    assert operators == ["forward_op"]
+    assert_all_close([torch.as_tensor(t) for t in found], expected)
+
+
+@each_layer_and_cell
+def test_a_negated_weight_goes_to_the_operator(layer, operators):
+    module, x = make(layer), layer.random_input(4)
+    name, weight = next(iter(module.named_parameters()))
+    with torch.no_grad():
+        expected = list(layer.named_outputs(torch.func.functional_call(module, {name: -weight}, (x,))).values())
+        found = list(layer.named_outputs(torch.func.functional_call(module, {name: negated(weight)}, (x,))).values())
+    assert operators == ["forward_op"]
+    assert_all_close(found, expected)
+
+
+@each_layer_and_cell
+def test_a_tensor_without_memory_goes_to_the_operator(layer):
+    module, x = make(layer), layer.random_input(4)
+    with torch.no_grad():
+        expected = layer.named_outputs(module(torch.zeros_like(x)))
+        found = layer.named_outputs(module(torch._efficientzerotensor(x.shape)))
+    for name, output in expected.items():
+        assert_close(found[name], output)
+
+
+@each_layer_and_cell
+def test_a_tensor_that_outlived_its_transform_is_the_value_it_wraps(layer):
+    module, x = make(layer), layer.random_input(4)
+    kept = []
+    torch.func.grad(lambda x: (kept.append(x), x.sum())[1])(x)
+    expected = gradients_of(module, layer.total(module(x)))
+    assert_all_close(gradients_of(module, layer.total(module(kept[0]))), expected)
+
+
+def test_a_wrong_call_is_refused_in_words():
+    for name in ("forward", "backward", "set_up_direct"):
+        with pytest.raises(TypeError, match=f"{name}: expected .* arguments, got 1"):
+            getattr(_C, name)(None)
+
+
+def test_arguments_of_other_types_go_to_the_operator():
+    assert _C.forward(*[object()] * 11) is NotImplemented
+    assert _C.backward(*[None] * 18) is NotImplemented
