@@ -131,8 +131,16 @@ PyObject* set_up_direct(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
+constexpr const char* kKeptWeights = "rnn_ext.KeptWeights";
+
+PyObject* keep_weights(PyObject*, PyObject*) {
+  return PyCapsule_New(new KeptWeights, kKeptWeights, [](PyObject* capsule) {
+    delete static_cast<KeptWeights*>(PyCapsule_GetPointer(capsule, kKeptWeights));
+  });
+}
+
 PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (!expects(count, 11, "forward")) return nullptr;
+  if (!expects(count, 12, "forward")) return nullptr;
   PyObject *x = args[0], *h_0 = args[1], *c_0 = args[2], *weights = args[3], *batch_sizes = args[4], *masks = args[5];
   Inputs in;
   if (!plain_mode() || !in.add(x) || !in.add_maybe(h_0) || !in.add_maybe(c_0) || !in.add_all(weights) ||
@@ -141,6 +149,8 @@ PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const char* mode = PyUnicode_AsUTF8(args[6]);
   const long num_layers = PyLong_AsLong(args[7]);
   const bool bidirectional = args[8] == Py_True, save = args[9] == Py_True, batch_invariant = args[10] == Py_True;
+  Cpu cpu;
+  if (args[11] != Py_None) cpu.kept = static_cast<KeptWeights*>(PyCapsule_GetPointer(args[11], kKeptWeights));
   if (PyErr_Occurred()) return not_implemented();
   // One by one: the order in which arguments of one call are evaluated is open.
   Tensor x_t = in.take();
@@ -149,9 +159,9 @@ PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Maybe batch_sizes_t = in.take_maybe(batch_sizes);
   Tensors masks_t = in.take_all(masks);
   return result([&] {
-    return rnn_forward<Cpu>(std::move(x_t), std::move(h_0_t), std::move(c_0_t), std::move(weights_t),
-                            std::move(batch_sizes_t), std::move(masks_t), mode, num_layers, bidirectional, save,
-                            batch_invariant);
+    return forward_on(cpu, std::move(x_t), std::move(h_0_t), std::move(c_0_t), std::move(weights_t),
+                      std::move(batch_sizes_t), std::move(masks_t), mode, num_layers, bidirectional, save,
+                      batch_invariant);
   });
 }
 
@@ -193,10 +203,12 @@ PyMethodDef* direct_methods() {
        "set_up_direct(tensor_types, to_handles, from_handles, modes): what `forward` and `backward` need of torch. "
        "Raises TypeError for another number of arguments."},
       {"forward", (PyCFunction)(void*)forward, METH_FASTCALL,
-       "The operator rnn_forward with its arguments, past the dispatcher; NotImplemented where the operator must be "
-       "called. Raises TypeError for another number of arguments."},
+       "The operator rnn_forward with its arguments, past the dispatcher, and what keep_weights has given or None; "
+       "NotImplemented where the operator must be called. Raises TypeError for another number of arguments."},
       {"backward", (PyCFunction)(void*)backward, METH_FASTCALL,
        "The operator rnn_backward, likewise. Raises TypeError for another number of arguments."},
+      {"keep_weights", keep_weights, METH_NOARGS,
+       "Something for `forward` to keep packed weights in, of one layer or cell whose weights do not change."},
       {nullptr, nullptr, 0, nullptr}};
   return methods;
 }

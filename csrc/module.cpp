@@ -70,14 +70,15 @@ void choose_float32_product(const std::string& name) {
 }
 
 py::tuple plan(const std::string& mode, int64_t T, int64_t B, int64_t R, int64_t I, int64_t H, int64_t proj_size,
-               int64_t L, int64_t D, const std::string& dtype, int threads, bool batch_invariant) {
+               int64_t L, int64_t D, const std::string& dtype, int threads, bool batch_invariant, bool frozen) {
   const int cell = checked_cell(mode);
   Sequences seq;
   seq.T = T;
   seq.B = B;
   seq.R = R;
   const Shape shape{I, H, proj_size > 0 ? proj_size : H, L, D, true, proj_size > 0};
-  const Plan p = make_plan(seq, shape, cell_facts[cell].gates, checked_dtype(dtype), threads, batch_invariant);
+  const Plan p = make_plan(seq, shape, cell_facts[cell].gates, checked_dtype(dtype), threads, batch_invariant,
+                           frozen);
   return py::make_tuple(name(p), p.threads, p.multiply == Multiply::amx ? "amx" : "fma");
 }
 
@@ -99,6 +100,7 @@ PYBIND11_MODULE(_C, m) {
         "How many numbers per hidden unit and step the cell keeps for backward. Raises ValueError for an unknown mode.");
   m.def("plan", &plan, py::arg("mode"), py::arg("T"), py::arg("B"), py::arg("rows"), py::arg("I"), py::arg("H"),
         py::arg("proj_size"), py::arg("L"), py::arg("D"), py::arg("dtype"), py::arg("threads"), py::arg("batch_invariant"),
+        py::arg("frozen"),
         "(name, threads, product) of the plan that a call of this shape takes; dtype is float32, float64 or bfloat16, "
         "proj_size 0 without a projection. Raises ValueError for an unknown mode or dtype.");
   m.def("set_float32_product", &choose_float32_product, py::arg("product"), "See rnn_ext.set_float32_product.");

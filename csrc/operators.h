@@ -1,5 +1,5 @@
 // The two operators, whatever the device: schemas, allocation of results, and the plain structs for the kernels.
-// Device has  forward(const Call&, ForwardArgs&, bool batch_invariant)  and  backward(const Call&, BackwardArgs&, bool).
+// A device has  forward(const Call&, ForwardArgs&, bool batch_invariant)  and  backward(const Call&, BackwardArgs&, bool).
 #pragma once
 #include "call.h"
 
@@ -17,8 +17,9 @@ inline constexpr const char* rnn_backward_schema =
 // y, h_n, c_n (if the cell has one) and, if `save`, what backward needs: the outputs of the layers below the last (if
 // any) and the tape (if there is one).
 template <class Device>
-Tensors rnn_forward(Tensor x, Maybe h_0, Maybe c_0, Tensors weights, Maybe batch_sizes, MaybeTensors masks,
-                    std::string mode, int64_t num_layers, bool bidirectional, bool save, bool batch_invariant) {
+Tensors forward_on(const Device& device, Tensor x, Maybe h_0, Maybe c_0, Tensors weights, Maybe batch_sizes,
+                   MaybeTensors masks, std::string mode, int64_t num_layers, bool bidirectional, bool save,
+                   bool batch_invariant) {
   const Call call(x, h_0, c_0, weights, batch_sizes, masks.value_or(Tensors{}), mode, num_layers, bidirectional);
   const Shape& s = call.shape;
   ForwardArgs args = call.args<ForwardArgs>();
@@ -40,8 +41,15 @@ Tensors rnn_forward(Tensor x, Maybe h_0, Maybe c_0, Tensors weights, Maybe batch
     if (save) out.push_back(below);
   }
   if (save && call.tape() > 0) args.tape = output({s.L * s.D, call.seq.R, call.tape(), s.H});
-  Device::forward(call, args, batch_invariant);
+  device.forward(call, args, batch_invariant);
   return out;
+}
+
+template <class Device>
+Tensors rnn_forward(Tensor x, Maybe h_0, Maybe c_0, Tensors weights, Maybe batch_sizes, MaybeTensors masks,
+                    std::string mode, int64_t num_layers, bool bidirectional, bool save, bool batch_invariant) {
+  return forward_on(Device{}, std::move(x), std::move(h_0), std::move(c_0), std::move(weights), std::move(batch_sizes),
+                    std::move(masks), std::move(mode), num_layers, bidirectional, save, batch_invariant);
 }
 
 // The wanted gradients in this order: dx, dh_0, dc_0 (each if needed), one for each weight (if need_dw); in the compute
@@ -115,7 +123,7 @@ Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, Ma
     }
     args.gradients = layer_gradients.data();
   }
-  Device::backward(call, args, batch_invariant);
+  Device{}.backward(call, args, batch_invariant);
   return gradients;
 }
 

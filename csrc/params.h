@@ -55,7 +55,7 @@ struct LayerGradients {  // compute type, overwritten
 
 // How a call is carried out. Chosen from shape and thread count only (plan.cpp), never from the data.
 enum class Split : int { none, batch, hidden };  // what the threads divide inside the time loop
-enum class Multiply : int { fma, amx };         // vectors, or tiles of bfloat16 parts (amx.h)
+enum class Multiply : int { fma, amx, count };  // vectors, or tiles of bfloat16 parts (amx.h)
 enum class Weights : int {                     // how they become operands
   packed,      // all of them before the time loop
   in_pieces,   // piece by piece where a single step uses them: a piece stays in a core's cache until it is multiplied
@@ -88,7 +88,8 @@ struct ForwardArgs {
                                       // cell's and, with a projection, the cell's output behind it
   void* hidden = nullptr;             // [hidden_slots, R, D*P], outputs of the layers below the last
   int64_t hidden_slots = 0;           // L-1 when they are saved for backward, else at most 2
-  void* workspace = nullptr;          // 64-byte aligned, workspace_bytes() of it
+  void* kept = nullptr;               // weights packed for an earlier call, or null: 64-byte aligned, kept_bytes() of it
+  void* workspace = nullptr;          // likewise, workspace_bytes() of it
 };
 
 struct BackwardArgs {
@@ -118,6 +119,8 @@ struct Team;
 
 // The entry points of one instruction set, for one cell and storage type.
 struct Kernel {
+  size_t (*kept_bytes)(const ForwardArgs&);
+  void (*keep)(const ForwardArgs&, const Team&);  // packs the weights into args.kept
   size_t (*forward_bytes)(const ForwardArgs&);
   void (*forward)(const ForwardArgs&, const Team&);
   size_t (*backward_bytes)(const BackwardArgs&);

@@ -6,8 +6,9 @@
     output, h_n = layer(x)
 
 `accelerate` does so inside a whole model, `explain` tells how a call is carried out, `batch_invariant` makes results
-independent of the rest of the batch, and `rnn_ext.reference` is the readable NumPy specification that the kernels are
-tested against. `python -m rnn_ext` prints versions and checks that they compute right on this machine.
+independent of the rest of the batch, `frozen` keeps weights packed for streams, and `rnn_ext.reference` is the readable
+NumPy specification that the kernels are tested against. `python -m rnn_ext` prints versions and checks that they
+compute right on this machine.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,7 @@ from rnn_ext._load import _C as _C
 from rnn_ext.accelerate import Replacements, accelerate, restore
 from rnn_ext.cells import GRUCell, LSTMCell, RNNCell
 from rnn_ext.explain import Explanation, explain
+from rnn_ext.frozen import frozen
 from rnn_ext.modules import GRU, LSTM, RNN
 from rnn_ext.route import SlowPathWarning
 from rnn_ext.settings import batch_invariant, float32_product, is_batch_invariant, set_float32_product
@@ -39,6 +41,7 @@ __all__ = [
     "batch_invariant",
     "explain",
     "float32_product",
+    "frozen",
     "is_batch_invariant",
     "set_float32_product",
     "restore",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch._C._functorch import unwrap_if_dead
@@ -19,6 +21,7 @@ def recurrent(
     batch_sizes: Tensor | None,
     masks: list[Tensor],
     stack: Stack,
+    kept: Any = None,
 ) -> list[Tensor] | tuple[Tensor, ...]:
     """Output and final states (y, h_n and, for an LSTM, c_n) of a stack of recurrent layers; differentiable.
 
@@ -31,6 +34,7 @@ def recurrent(
         batch_sizes: int64 [T], as in a PackedSequence, or None.
         masks: a dropout mask [T, B, D*P] or [R, D*P] for every layer but the last, or nothing.
         stack: cell, layers and directions.
+        kept: where packed weights are kept for calls that need no gradient (frozen.py), or None.
 
     Raises:
         RuntimeError: if memory runs out; with torch's own text.
@@ -49,7 +53,7 @@ def recurrent(
         if torch.compiler.is_compiling():
             return _Recurrent.apply(stack, batch_sizes, len(masks), *tensors)
         return _apply(stack, batch_sizes, len(masks), *[None if t is None else unwrap_if_dead(t) for t in tensors])
-    return ops.forward(x, h_0, c_0, weights, batch_sizes, masks, stack, False)
+    return ops.forward(x, h_0, c_0, weights, batch_sizes, masks, stack, False, kept)
 
 
 class _Recurrent(torch.autograd.Function):

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnn_ext import torch_path
 from rnn_ext.call import UNCHECKED, Call, as_call, read_weights, run
+from rnn_ext.frozen import kept_weights
 from rnn_ext.ops import Stack
 
 
@@ -26,7 +27,7 @@ class Recurrent(nn.RNNBase):
     def _forward(self, input, hx):
         call = self.prepare(input, hx)
         masks = self._masks(call.input) if call.reason is None else []
-        output, *states = run(call, masks, self._run_torch)
+        output, *states = run(call, masks, self._run_torch, kept_weights(self))
         if isinstance(input, PackedSequence):
             output = PackedSequence(output, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
             if input.unsorted_indices is not None:

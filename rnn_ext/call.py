@@ -51,13 +51,13 @@ def as_call(
     return Call(input, states, batch_sizes, weights, stack, reason)
 
 
-def run(call: Call, masks: list[Tensor], on_torch: Callable[[Call], Any]) -> Any:
-    """Output and final states: from the kernels, or from `on_torch` for what they do not take."""
+def run(call: Call, masks: list[Tensor], on_torch: Callable[[Call], Any], kept: Any) -> Any:
+    """Output and final states: from the kernels, or from `on_torch` for what they do not take; `kept`: frozen.py."""
     input, states, batch_sizes, weights, stack, reason = call
     if reason is None:
         h_0, c_0 = (None, None) if states is None else (states[0], states[1] if len(states) > 1 else None)
         try:
-            return recurrent(input, h_0, c_0, weights, batch_sizes, masks, stack)
+            return recurrent(input, h_0, c_0, weights, batch_sizes, masks, stack, kept)
         except RuntimeError as error:
             raise_out_of_memory(error)
             if "rnn_ext:" not in str(error):

@@ -9,6 +9,7 @@ import torch
 from torch import _VF, Tensor, nn
 
 from rnn_ext.call import UNCHECKED, Call, as_call, read_weights, run
+from rnn_ext.frozen import kept_weights
 from rnn_ext.ops import Stack
 
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -30,7 +31,7 @@ class Cell(nn.RNNCellBase):
     _NAME: ClassVar[str]  # the class in torch's error texts, whatever a subclass is called
 
     def _forward(self, input, hx):
-        out = run(self.prepare(input, hx), [], self._run_torch)
+        out = run(self.prepare(input, hx), [], self._run_torch, kept_weights(self))
         states = out[1:]  # not y: backward needs that one, and a state may be changed in place
         if input.dim() == 1:
             states = [s.squeeze(0) for s in states]

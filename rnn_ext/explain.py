@@ -14,6 +14,7 @@ from rnn_ext._load import _C
 from rnn_ext.base import Recurrent
 from rnn_ext.call import UNCHECKED
 from rnn_ext.cells import Cell
+from rnn_ext.frozen import kept_weights
 
 _PLANS = {
     "unpacked": "so few rows that the weights are used as they lie",
@@ -39,6 +40,7 @@ class Explanation:
         isa: instruction set of the kernels; None on path "torch".
         threads: how many threads the call asks for.
         product: how the kernels multiply, "fma" or "amx" (`set_float32_product`); None on path "torch".
+        frozen: whether the call uses weights that `frozen` keeps packed.
     """
 
     path: str
@@ -47,12 +49,15 @@ class Explanation:
     isa: str | None
     threads: int
     product: str | None
+    frozen: bool = False
 
     def __str__(self) -> str:
         if self.path == "torch":
             return f"torch's own operator: {self.reason}"
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        return f"kernel for {self.isa}, products by {self.product}, plan '{self.plan}', {threads}: {self.reason}"
+        weights = ", frozen weights" if self.frozen else ""
+        how = f"products by {self.product}{weights}, plan '{self.plan}', {threads}"
+        return f"kernel for {self.isa}, {how}: {self.reason}"
 
 
 def explain(
@@ -93,6 +98,9 @@ def explain(
         plan = torch.ops.rnn_ext.cuda_plan(call.stack.mode, *sizes, *device)
         reason = "a projection runs step by step" if projection else "as the weights fit on the chip"
         return Explanation("kernel", reason, plan, "cuda", 1, None)
+    tensors = (call.input, *call.weights, *(call.states or ()))
+    gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    frozen = kept_weights(module) is not None and not gradient
     plan, threads_of_call, product = _C.plan(
         call.stack.mode,
         steps,
@@ -106,6 +114,8 @@ def explain(
         str(call.input.dtype).removeprefix("torch."),
         threads,
         settings.is_batch_invariant(),
+        frozen,
     )
+    frozen = frozen and plan != "unpacked"
     reason = "torch runs on one thread" if plan == "serial" and threads == 1 else _PLANS[plan]
-    return Explanation("kernel", reason, plan, _C.isa(), threads_of_call, product)
+    return Explanation("kernel", reason, plan, _C.isa(), threads_of_call, product, frozen)

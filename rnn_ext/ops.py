@@ -32,11 +32,11 @@ class Stack(NamedTuple):
     bidirectional: bool
 
 
-def forward(x, h_0, c_0, weights, batch_sizes, masks, stack, save):
+def forward(x, h_0, c_0, weights, batch_sizes, masks, stack, save, kept=None):
     """The operator: y, h_n, an LSTM's c_n and, if `save`, what backward needs. The arguments are `recurrent`'s."""
     invariant = settings.is_batch_invariant()
     if not torch.compiler.is_compiling():
-        out = _C.forward(x, h_0, c_0, weights, batch_sizes, masks, *stack, save, invariant)
+        out = _C.forward(x, h_0, c_0, weights, batch_sizes, masks, *stack, save, invariant, kept)
         if out is not NotImplemented:
             return out
     return _forward_op(x, h_0, c_0, weights, batch_sizes, masks or None, *stack, save, invariant)

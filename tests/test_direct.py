@@ -155,5 +155,5 @@ def test_a_wrong_call_is_refused_in_words():
 
 
 def test_arguments_of_other_types_go_to_the_operator():
-    assert _C.forward(*[object()] * 11) is NotImplemented
+    assert _C.forward(*[object()] * 12) is NotImplemented
     assert _C.backward(*[None] * 18) is NotImplemented

@@ -1,5 +1,8 @@
 // The CPU as a device of the operators (operators.h): picks kernel, plan and team for a call.
 #pragma once
+#include <algorithm>
+#include <mutex>
+
 #include "../operators.h"
 #include "isa.h"
 #include "kernel_table.h"
@@ -20,12 +23,64 @@ inline const KernelTable& kernel_table() {
 #endif
 }
 
-struct Cpu {
-  static void forward(const Call& call, ForwardArgs& args, bool batch_invariant) {
-    run(call, args, batch_invariant, kernel(call).forward_bytes, kernel(call).forward);
+// Packed weights that outlive a call, of one layer or cell: rnn_ext/frozen.py. Calls of several threads share them.
+class KeptWeights {
+ public:
+  // Packed as the plan's product wants them; packs them first unless they are there, of these very weights. The result
+  // owns what args.kept points to.
+  Tensor provide(const Call& call, ForwardArgs& args, const Kernel& kernel) {
+    const std::lock_guard lock(mutex_);
+    if (!same(call.weights)) {
+      weights_.clear();
+      for (const Tensor& w : call.weights) weights_.push_back(alias(w));
+      for (Maybe& packed : packed_) packed.reset();
+    }
+    Maybe& packed = packed_[int(args.plan.multiply)];
+    if (!packed) {
+      Tensor memory = empty({int64_t(kernel.kept_bytes(args))}, ScalarType::Byte, call.x);
+      args.kept = memory.mutable_data_ptr();
+      run_team(args.plan.threads, [&](const Team& team) { kernel.keep(args, team); });
+      packed = memory;
+    }
+    args.kept = packed->mutable_data_ptr();
+    return *packed;
   }
-  static void backward(const Call& call, BackwardArgs& args, bool batch_invariant) {
-    run(call, args, batch_invariant, kernel(call).backward_bytes, kernel(call).backward);
+
+ private:
+  // Another tensor of the same memory: `t.data = ...` gives `t` itself other memory, of another type perhaps.
+  static Tensor alias(const Tensor& t) {
+    const int64_t size = t.numel(), stride = 1;
+    int64_t offset = 0;
+    AtenTensorHandle handle = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(t.get(), &offset));
+    TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), 1, &size, &stride, offset, &handle));
+    return Tensor(handle);
+  }
+
+  // By address, which nothing else can have while this owns the memory.
+  bool same(const Tensors& weights) const {
+    return std::equal(weights.begin(), weights.end(), weights_.begin(), weights_.end(), [](const auto& a, const auto& b) {
+      return a.const_data_ptr() == b.const_data_ptr() && a.scalar_type() == b.scalar_type() && a.numel() == b.numel();
+    });
+  }
+
+  std::mutex mutex_;
+  Tensors weights_;
+  Maybe packed_[int(Multiply::count)];
+};
+
+struct Cpu {
+  KeptWeights* kept = nullptr;  // of the layer that is called, if it is frozen
+
+  void forward(const Call& call, ForwardArgs& args, bool batch_invariant) const {
+    args.plan = plan(call, batch_invariant, kept != nullptr);
+    Tensor owner;
+    if (kept && args.plan.weights == Weights::packed) owner = kept->provide(call, args, kernel(call));
+    run(call, args, kernel(call).forward_bytes, kernel(call).forward);
+  }
+  void backward(const Call& call, BackwardArgs& args, bool batch_invariant) const {
+    args.plan = plan(call, batch_invariant, false);
+    run(call, args, kernel(call).backward_bytes, kernel(call).backward);
   }
 
  private:
@@ -35,12 +90,13 @@ struct Cpu {
     STD_TORCH_CHECK(call.dtype < kDTypes, "rnn_ext: dtype must be float32, float64 or bfloat16 on the CPU");
     return kernel_table().kernel[call.cell][call.dtype];
   }
+  static Plan plan(const Call& call, bool batch_invariant, bool frozen) {
+    return make_plan(call.seq, call.shape, call.facts().gates, DType(call.dtype),
+                     int(torch::stable::get_num_threads()), batch_invariant, frozen);
+  }
 
   template <class Args>
-  static void run(const Call& call, Args& args, bool batch_invariant, size_t (*bytes)(const Args&),
-                  void (*kernel)(const Args&, const Team&)) {
-    args.plan = make_plan(call.seq, call.shape, call.facts().gates, DType(call.dtype),
-                          int(torch::stable::get_num_threads()), batch_invariant);
+  static void run(const Call& call, Args& args, size_t (*bytes)(const Args&), void (*kernel)(const Args&, const Team&)) {
     alignas(64) char small[kSmallWorkspace];  // allocating would cost more than a toy's products
     const size_t needed = bytes(args);
     Tensor large;

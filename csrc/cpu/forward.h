@@ -45,16 +45,10 @@ class Forward {
     piece_size = args.plan.weights == Weights::in_pieces ? W::piece_bytes(widest > H ? widest : H) : 0;
     past_caches = args.seq.R * s.D * P * int64_t(sizeof(S)) > kStreamBytes;
     Workspace w{static_cast<char*>(args.workspace)};
+    if (!args.kept) place_weights(w);
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];
-      const auto right = [&](int64_t count, int64_t K, int64_t N) {
-        return w.take<char>(packed() ? count * Right::bytes(K, N) : 0);
-      };
-      z.W_ih = right(G, widest, H);
-      z.W_hh = right(G, P, H);
-      z.W_hr = right(s.projected ? 1 : 0, H, P);
       z.piece = w.take<char>(args.plan.threads * piece_size);
-      z.bias = w.take<T>(C * Hp);
       z.a[0] = w.take<T>(chunk_rows * lda);
       z.a[1] = chunk_count(args.seq.T, args.plan.forward_steps) > 1 ? w.take<T>(chunk_rows * lda) : z.a[0];
       for (States& h : z.h) h = States::of(w.take<char>(States::bytes(args.seq.B, P)), P);
@@ -69,6 +63,16 @@ class Forward {
 
   size_t workspace_bytes() const { return bytes; }
 
+  // Of the packed weights of all layers, and those weights themselves, in args.kept.
+  size_t kept_bytes() const { return size_t(args.shape.L) * weights_bytes(); }
+  void keep(const Team& team) {
+    [[maybe_unused]] const typename Product::Use use;
+    for (int64_t l = 0; l < args.shape.L; ++l) {
+      use_kept(l);
+      for (int64_t d = 0; d < args.shape.D; ++d) pack({args, l}, d, team);
+    }
+  }
+
   void run(const Team& team) {
     [[maybe_unused]] const typename Product::Use use;
     const Roles roles(team, args.plan, args.shape.D);
@@ -80,7 +84,10 @@ class Forward {
     }
     for (int64_t l = 0; l < args.shape.L; ++l) {
       const Layer<S, ForwardArgs> layer{args, l};
-      for (int64_t d = 0; d < args.shape.D; ++d) pack(layer, d, team);
+      if (args.kept)
+        use_kept(l);
+      else
+        for (int64_t d = 0; d < args.shape.D; ++d) pack(layer, d, team);
       team.wait();
       project(layer, nth(0), team);
       team.wait();
@@ -105,6 +112,31 @@ class Forward {
     return W::gate(g, layer.weights(d).W_hh, direction[d].W_hh, P, H);
   }
   W W_hr(const L& layer, int64_t d) const { return W::gate(0, layer.weights(d).W_hr, direction[d].W_hr, H, P); }
+
+  // Gives the packed weights of a layer their places.
+  void place_weights(Workspace& w) {
+    const Shape& s = args.shape;
+    const int64_t widest = s.L > 1 && s.D * P > s.I ? s.D * P : s.I;
+    const auto right = [&](int64_t count, int64_t K, int64_t N) {
+      return w.take<char>(packed() ? count * Right::bytes(K, N) : 0);
+    };
+    for (int64_t d = 0; d < s.D; ++d) {
+      Direction& z = direction[d];
+      z.W_ih = right(G, widest, H);
+      z.W_hh = right(G, P, H);
+      z.W_hr = right(s.projected ? 1 : 0, H, P);
+      z.bias = w.take<T>(C * Hp);
+    }
+  }
+  size_t weights_bytes() const {
+    Workspace w{nullptr};
+    Forward(*this).place_weights(w);
+    return w.used;
+  }
+  void use_kept(int64_t l) {
+    Workspace w{static_cast<char*>(args.kept) + l * weights_bytes()};
+    place_weights(w);
+  }
 
   S* output(int64_t l) const {  // [R, D*P]
     if (l == args.shape.L - 1) return static_cast<S*>(args.y);

@@ -2,6 +2,7 @@
 // torch nor standard containers: of an inline function shared with other files the linker keeps one copy, and that
 // might be the one with instructions that the machine lacks.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 about its own intrinsics
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <stddef.h>
 #include <stdint.h>
 #if defined(__x86_64__)
@@ -58,11 +59,23 @@ void run(const Args& args, const Team& team) {
   with_product<S>(args.plan, [&](auto product) { Loops<Cell, S, decltype(product)>(args).run(team); });
 }
 
+template <class Cell, class S>
+size_t kept_bytes(const ForwardArgs& args) {
+  return with_product<S>(args.plan, [&](auto product) -> size_t {
+    return Forward<Cell, S, decltype(product)>(args).kept_bytes();
+  });
+}
+
+template <class Cell, class S>
+void keep(const ForwardArgs& args, const Team& team) {
+  with_product<S>(args.plan, [&](auto product) { Forward<Cell, S, decltype(product)>(args).keep(team); });
+}
+
 template <class Cell, int kGates, int kStates, int kTape, class S>
 constexpr Kernel kernel_of() {
   static_assert(Cell::gates == kGates && Cell::tape == kTape && (Cell::carry == Carry::cell) == (kStates == 2),
                 "the list of cells and the cell disagree");
-  return {workspace_bytes<Forward, Cell, S, ForwardArgs>, run<Forward, Cell, S, ForwardArgs>,
+  return {kept_bytes<Cell, S>, keep<Cell, S>, workspace_bytes<Forward, Cell, S, ForwardArgs>, run<Forward, Cell, S, ForwardArgs>,
           workspace_bytes<Backward, Cell, S, BackwardArgs>, run<Backward, Cell, S, BackwardArgs>};
 }
 

@@ -49,7 +49,8 @@ Multiply multiply_for(const Sequences& seq, const Shape& shape, DType dtype, boo
 void set_float32_product(Float32Product product) { chosen_product = product; }
 Float32Product float32_product() { return chosen_product; }
 
-Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype, int threads, bool batch_invariant) {
+Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype, int threads, bool batch_invariant,
+               bool frozen) {
   Plan plan;
   plan.multiply = multiply_for(seq, shape, dtype, batch_invariant);
   // Chunks come before threads: their borders decide the order of sums in the gradients of the weights. Forward, a
@@ -62,10 +63,10 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   plan.backward_steps = steps_for(seq, std::clamp<int64_t>(shape.H, 256, 1024));
   const bool one_step = seq.T == 1;
   const int64_t terms = seq.R * kTermsPerRow * (dtype == DType::bfloat16 ? 4 : 1);  // widened again for every four rows
-  const bool few_rows = seq.R <= kUnpackedRows || (one_step && terms <= std::min(shape.I, shape.P));
+  const bool few_rows = seq.R <= kUnpackedRows || (one_step && !frozen && terms <= std::min(shape.I, shape.P));
   if (!batch_invariant && plan.multiply == Multiply::fma && few_rows)
     plan.weights = Weights::as_they_lie;
-  else if (one_step)
+  else if (one_step && !frozen)
     plan.weights = Weights::in_pieces;
 
   const double step_flops = 2.0 * (gates + shape.projected) * shape.H * shape.P;  // of one sequence and direction

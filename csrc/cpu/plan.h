@@ -10,9 +10,10 @@ enum class Float32Product : int { automatic, fma, amx };
 void set_float32_product(Float32Product product);
 Float32Product float32_product();
 
-// With `batch_invariant` the
-// plan's arithmetic does not depend on the batch size: a sequence gives the same bits in any company.
-Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype, int threads, bool batch_invariant);
+// With `batch_invariant` the plan's arithmetic does not depend on the batch size: a sequence gives the same bits in any
+// company. With `frozen` packed weights are there already.
+Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype, int threads, bool batch_invariant,
+               bool frozen);
 
 const char* name(const Plan& plan);
 
