@@ -54,7 +54,7 @@ struct LayerGradients {  // compute type, overwritten
 };
 
 // How a call is carried out. Chosen from shape and thread count only (plan.cpp), never from the data.
-enum class Split : int { none, batch, hidden };  // what the threads divide inside the time loop
+enum class Split : int { none, batch, hidden, layer };  // what the threads divide inside the time loop, or of a stack
 enum class Multiply : int { fma, amx, count };  // vectors, or tiles of bfloat16 parts (amx.h)
 enum class Weights : int {                     // how they become operands
   packed,      // all of them before the time loop
@@ -69,6 +69,7 @@ struct Plan {
   int threads = 1;
   int64_t forward_steps = 1;   // steps for which the input projection is computed at once
   int64_t backward_steps = 1;  // steps whose gate gradients are kept for one product each of dx and dW
+  int64_t wavefront_steps = 1;  // where the layers are split: steps that a layer runs before the next one takes them up
 };
 
 struct ForwardArgs {

@@ -23,6 +23,7 @@ _PLANS = {
     "pipeline": "one thread runs the time loop, the others the large products of the neighbouring steps",
     "batch split": "each thread runs its own sequences",
     "hidden split": "each thread runs its own hidden units, with a barrier every step",
+    "layer wavefront": "the layers run at the same time, each some steps behind the one before it",
     "direction split": "each thread runs one direction",
     "direction and batch split": "half of the threads for each direction, each with its own sequences",
     "direction and hidden split": "half of the threads for each direction, each with its own hidden units",

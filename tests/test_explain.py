@@ -81,6 +81,24 @@ def test_a_projection_is_not_split_by_hidden_units(layer):
 
 
 @each_layer
+def test_several_layers_of_few_sequences_run_as_a_wavefront(layer):
+    torch.set_num_threads(2)
+    x = torch.randn(100, 2, 64)
+    assert rnn_ext.explain(layer.make_ours(64, 64, 2), x).plan == "layer wavefront"
+    for one_at_a_time in (layer.make_ours(64, 64), layer.make_ours(64, 64, 2, bidirectional=True)):
+        assert rnn_ext.explain(one_at_a_time, x).plan != "layer wavefront"
+    assert rnn_ext.explain(layer.make_ours(64, 64, 2), torch.randn(100, 20, 64)).plan == "batch split"
+
+
+@each_layer
+def test_units_that_do_not_divide_evenly_are_not_split_where_layers_can_be(layer):
+    torch.set_num_threads(2)
+    x = torch.randn(100, 2, 64)
+    plans = [rnn_ext.explain(layer.make_ours(64, units, 2), x).plan for units in (192, 256)]
+    assert plans == ["layer wavefront", "layer wavefront" if layer.projected else "hidden split"]
+
+
+@each_layer
 def test_recurrent_weights_too_large_for_a_cores_cache_are_split_by_hidden_units(layer):
     torch.set_num_threads(2)
     x = torch.randn(20, 12, 64)

@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnn_ext
-from tests.subject import DTYPES, LAYERS, Layer, named_outputs
+from tests.subject import DTYPES, LAYERS, Layer, named_outputs, run_python
 
 each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -152,6 +152,62 @@ def test_nothing_packed_depends_on_the_number_of_threads(layer, dtype):
     assert_bitwise_equal(results[2], results[0])
 
 
+# Few sequences of many steps through several layers, which more than one thread runs as a wavefront: with more layers
+# than threads and fewer, in one chunk of the gradients and in several, with steps to spare.
+WAVEFRONTS = [(1, 600, 20, 48, 2), (2, 101, 65, 64, 3), (2, 301, 33, 33, 5)]
+each_wavefront = pytest.mark.parametrize("wavefront", WAVEFRONTS, ids=str)
+
+
+def wavefront_of(layer: Layer, wavefront, dtype, packed=False) -> Batch:
+    *shape, num_layers = wavefront
+    batch, time, *_ = shape
+    lengths = torch.tensor([time - 30 * (b % 2) - 20 * b for b in range(batch)]) if packed else None
+    return Batch(layer, shape, dtype, lengths, num_layers=num_layers)
+
+
+@pytest.mark.sanitize
+@each_layer
+@each_dtype
+@each_wavefront
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_layers_at_once_give_the_bits_of_layers_one_after_the_other(layer, dtype, wavefront, packed):
+    batch, results, plans = wavefront_of(layer, wavefront, dtype, packed), [], []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        plans.append(rnn_ext.explain(batch.module, batch.x).plan)
+        results.append(batch.run())
+    assert plans == ["serial"] + ["layer wavefront"] * 3
+    for result in results[1:]:
+        assert_bitwise_equal(result, results[0])
+
+
+@each_layer
+@each_wavefront
+def test_layers_at_once_give_the_same_outputs_with_and_without_gradients(layer, wavefront):
+    torch.set_num_threads(2)
+    batch = wavefront_of(layer, wavefront, torch.float32)
+    hx = layer.state(*batch.states)
+    training = named_outputs(batch.module(batch.x, hx))
+    with torch.no_grad():
+        inference = named_outputs(batch.module(batch.x, hx))
+    assert_bitwise_equal(inference, training)
+
+
+def test_layers_at_once_take_the_threads_that_there_are():
+    """OpenMP may give fewer threads than torch counts on."""
+    code = """
+import torch, rnn_ext
+torch.manual_seed(0)
+module, x = rnn_ext.GRU(20, 48, 3), torch.randn(300, 2, 20, requires_grad=True)
+torch.set_num_threads(2)
+assert rnn_ext.explain(module, x).plan == "layer wavefront"
+y, h_n = module(x)
+y.square().sum().backward()
+print(*[t.double().sum().item() for t in (y, h_n, x.grad, *(w.grad for w in module.parameters()))])
+"""
+    assert run_python(code, OMP_THREAD_LIMIT="1") == run_python(code)
+
+
 @each_layer
 @each_dtype
 @each_shape
@@ -236,6 +292,7 @@ def test_the_switch_is_put_back_after_an_error():
 @each_layer
 def test_threads_that_call_at_once_get_the_bits_of_a_quiet_machine(layer):
     batches = [Batch(layer, shape, torch.float32) for shape in SHAPES]
+    batches.append(wavefront_of(layer, WAVEFRONTS[1], torch.float32))
     expected, results = [batch.run() for batch in batches], [None] * len(batches)
 
     def work(index: int) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 
 from tests.contract import promise
 from tests.strategies import EDGE_CASES, cases
-from tests.subject import LAYERS, Case, named_outputs
+from tests.subject import DTYPES, LAYERS, Case, named_outputs
 from tests.tolerances import assert_all_close, assert_close
 
 each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
@@ -86,6 +86,17 @@ def test_deep_stacks_in_both_directions(layer, threads, batch, form):
     torch.set_num_threads(threads)
     lengths = [1 + 7 * b % 30 if form == "unsorted" else 30 for b in range(batch)]
     assert_parity(Case(layer, 33, 96, 3, bidirectional=True, dropout=0.2, form=form, lengths=tuple(lengths)))
+
+
+@pytest.mark.sanitize
+@each_layer
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_layers", [2, 5])
+@pytest.mark.parametrize("form", ["unbatched", "batched", "unsorted"])
+def test_deep_stacks_of_few_sequences(layer, dtype, num_layers, form):
+    torch.set_num_threads(2)
+    lengths = {"unbatched": (300,), "batched": (150, 150), "unsorted": (97, 150)}[form]
+    assert_parity(Case(layer, 35, 50, num_layers, dropout=0.2, form=form, lengths=lengths, dtype=dtype))
 
 
 @promise("Autograd", "any input alone may ask for a gradient, any output alone be used")

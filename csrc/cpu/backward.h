@@ -1,6 +1,7 @@
-// Backward of a whole stack (backpropagation through time), run by every worker of the team at once.
+// Backward of a layer (backpropagation through time): its parts, which stack.h puts in order. Every worker of a team
+// calls them at once.
 //
-// Per layer, from the last to the first; chunk by chunk in reverse; step by step in reverse
+// Chunk by chunk in reverse; step by step in reverse
 //   dh_t = dy_t + W_hh^T da_{t+1},   da_t = cell.backward(h_t, dh_t)
 // where a projection puts  out_t  and  dout_t = W_hr^T dh_t  in the place of h_t and dh_t before the cell; and, for all
 // steps of a chunk as one product each,
@@ -13,7 +14,6 @@ class Backward {
   using Gradients = typename Product::Gradients;
   using Right = typename Product::Right;
   using W = Weight<Product, S>;
-  using L = Layer<S, BackwardArgs>;
   static constexpr int G = Cell::gates, C = Cell::columns;
   static constexpr int64_t kLane = kLanes<T>;
   static constexpr int kTogether = Product::kWidth / kLane;  // vectors that a cell computes on at once
@@ -31,7 +31,11 @@ class Backward {
   };
 
  public:
-  explicit Backward(const BackwardArgs& args)
+  using L = Layer<S, BackwardArgs>;
+  using Use = typename Product::Use;
+
+  // With set `set` of the buffers; layers that run one after the other take the same.
+  explicit Backward(const BackwardArgs& args, int64_t set = 0)
       : args(args), H(args.shape.H), P(args.shape.P), Hp(round_up(H, kLane)), Hk(Gradients::width(H)),
         weight_gradients(args) {
     const Shape& s = args.shape;
@@ -41,7 +45,8 @@ class Backward {
     ldp = padded_stride<T>(round_up(P, kLane));
     ldh = padded_stride<T>(Hp);
     piece_size = packed() ? 0 : W::piece_bytes(H);
-    Workspace w{static_cast<char*>(args.workspace)};
+    const bool by_layer = args.plan.split == Split::layer;
+    Workspace w{static_cast<char*>(args.workspace), set, by_layer ? s.L : 1};
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];
       const auto right = [&](int64_t count, int64_t K, int64_t N) {
@@ -50,45 +55,73 @@ class Backward {
       z.W_ih = right(args.dx || s.L > 1 ? G : 0, H, widest);
       z.W_hh = right(packs_hh() ? G : 0, H, P);
       z.W_hr = right(s.projected ? 1 : 0, P, H);
-      z.piece = w.take<char>(args.plan.threads * piece_size);
+      z.piece = w.take<char>((by_layer ? 1 : args.plan.threads) * piece_size);
       const auto rows = [&] { return Gradients::of(w.take<char>(Gradients::bytes(chunk_rows, width)), width); };
       z.da[0] = rows();
-      z.da[1] = chunk_count(args.seq.T, args.plan.backward_steps) > 1 ? rows() : z.da[0];
+      z.da[1] = Chunks{args.seq.T, args.plan.backward_steps}.count() > 1 ? rows() : z.da[0];
       z.dh = w.take<T>(args.seq.B * ldh);
       z.dh_t = w.take<T>(s.projected ? args.seq.B * ldp : 0);
       z.carry = w.take<T>(Cell::carry != Carry::none ? args.seq.B * ldh : 0);
     }
     weight_gradients.take(w, chunk_rows, width);
-    for (T*& dx : dx_below) dx = w.take<T>(s.L > 1 ? args.seq.R * s.D * P : 0);
+    for (T*& dx : dx_below) dx = w.take_shared<T>(s.L > 1 ? args.seq.R * s.D * P : 0);
+    progress = w.take_shared<Progress>(by_layer ? s.L : 0);
     bytes = w.used;
   }
 
   size_t workspace_bytes() const { return bytes; }
+  Progress* progress_of_layers() const { return progress; }
 
-  void run(const Team& team) {
-    [[maybe_unused]] const typename Product::Use use;
-    const Roles roles(team, args.plan, args.shape.D);
-    const int64_t chunks = chunk_count(args.seq.T, args.plan.backward_steps);
-    for (int64_t d = 0; d < args.shape.D; ++d)
+  // What must be done before the last chunk.
+  void prepare(const L& layer, const Team& team) {
+    for (int64_t d = 0; d < args.shape.D; ++d) {
       for (const Gradients& da : direction[d].da) clear_behind(da, team);
-    for (int64_t l = args.shape.L - 1; l >= 0; --l) {
-      const L layer{args, l};
-      for (int64_t d = 0; d < args.shape.D; ++d) pack(layer, d, team);
-      if (args.shape.D > 1 && dx(l)) clear(dx(l), args.seq.R * layer.inputs(), team);
-      team.wait();
-      for (int64_t c = chunks - 1; c >= 0; --c) {
-        if (roles.loop.size > 0)
-          for (int64_t i = 0; i < roles.directions; ++i) loop(layer, roles.first_direction + i, nth(c), roles.loop);
-        if (c + 1 < chunks && roles.products.size > 0) products(layer, nth(c + 1), roles.products);
-        team.wait();
-      }
-      products(layer, nth(0), team);
-      team.wait();
+      pack(layer, d, team);
     }
+    if (args.shape.D > 1 && dx(layer.l)) clear(dx(layer.l), args.seq.R * layer.inputs(), team);
+  }
+
+  // The steps [steps.begin, steps.end) of chunk c.
+  void loop(const L& layer, int64_t d, Chunk c, Range steps, const Team& team) {
+    const Direction& z = direction[d];
+    const int64_t panels = panel_count<Product>(H);
+    const bool by_unit = args.plan.split == Split::hidden;
+    const Range sequences = by_unit ? Range{0, args.seq.B} : team.part(args.seq.B);
+    const Range mine = by_unit ? team.part(panels) : Range{0, panels};
+    const Gradients here = z.da[c.index % 2];
+    const int64_t first = layer.rows(d, c).begin;
+    for (int64_t s = steps.end - 1; s >= steps.begin; --s) {
+      step(layer, d, s, here.at(layer.first_row(d, s) - first), da_of(layer, d, s + 1, c), sequences, mine, team);
+      if (by_unit) team.wait();
+    }
+    if (steps.begin == 0)
+      initial_gradients(layer, d, da_of(layer, d, 0, c), {0, layer.active(d, 0)}, sequences, mine, team);
+  }
+
+  // Gradient of the layer's input from the da of some steps of chunk c.
+  void input_gradient(const L& layer, int64_t d, Chunk c, Range steps, const Team& team) {
+    if (!dx(layer.l)) return;
+    const int64_t N = layer.inputs(), panels = panel_count<Product>(N);
+    const Range rows = layer.rows(d, {c.index, steps.begin, steps.end});
+    const Gradients da = direction[d].da[c.index % 2].at(rows.begin - layer.rows(d, c).begin);
+    // A worker keeps its part of W_ih in its own cache, or else all of it.
+    const bool by_panel = args.plan.split == Split::hidden && panels >= team.size;
+    const Range mine = by_panel ? Range{0, rows.size()} : team.part(rows.size(), Product::kRowUnit);
+    T* out = dx(layer.l) + (rows.begin + mine.begin) * N;
+    for (int g = 0; g < G; ++g)
+      multiply(out, N, da.at(mine.begin, g * Hk), mine.size(), W_ih(layer, d, g),
+               by_panel ? team.part(panels) : Range{0, panels}, args.shape.D > 1 || g > 0 ? Into::add : Into::assign,
+               direction[d], team);
+  }
+
+  // Gradients of the weights from the da of a chunk. Between two calls the team must wait.
+  void add_weight_gradients(const L& layer, int64_t d, Chunk c, const Team& team) {
+    if (args.gradients)
+      weight_gradients.add(layer, d, c, direction[d].da[c.index % 2], layer.l > 0 ? output(layer.l - 1) : nullptr,
+                           output(layer.l), team);
   }
 
  private:
-  Chunk nth(int64_t c) const { return chunk(c, args.plan.backward_steps, args.seq.T); }
   bool packed() const { return args.plan.weights == Weights::packed; }
   bool packs_hh() const { return args.seq.T > 1 || args.dh_0; }
   W W_ih(const L& layer, int64_t d, int g) const {
@@ -138,26 +171,10 @@ class Backward {
     if (args.shape.projected) pack_rows(W_hr(layer, d), team.part(panel_count<Product>(H)));
   }
 
-  void loop(const L& layer, int64_t d, Chunk c, const Team& team) {
-    const Direction& z = direction[d];
-    const int64_t panels = panel_count<Product>(H);
-    const bool by_unit = args.plan.split == Split::hidden;
-    const Range sequences = by_unit ? Range{0, args.seq.B} : team.part(args.seq.B);
-    const Range mine = by_unit ? team.part(panels) : Range{0, panels};
-    const Gradients here = z.da[c.index % 2];
-    const int64_t first = layer.rows(d, c).begin;
-    for (int64_t s = c.end - 1; s >= c.begin; --s) {
-      step(layer, d, s, here.at(layer.first_row(d, s) - first), da_of(layer, d, s + 1, c), sequences, mine, team);
-      if (by_unit) team.wait();
-    }
-    if (c.begin == 0)
-      initial_gradients(layer, d, da_of(layer, d, 0, c), {0, layer.active(d, 0)}, sequences, mine, team);
-  }
-
   // da of step s, which is in chunk c or the first step of the chunk after it; nothing past the end.
   Gradients da_of(const L& layer, int64_t d, int64_t s, Chunk c) const {
     if (s >= args.seq.T) return {};
-    const Chunk home = s < c.end ? c : nth(c.index + 1);
+    const Chunk home = s < c.end ? c : Chunks{args.seq.T, args.plan.backward_steps}[c.index + 1];
     return direction[d].da[home.index % 2].at(layer.first_row(d, s) - layer.rows(d, home).begin);
   }
 
@@ -263,30 +280,6 @@ class Backward {
       }
   }
 
-  // Gradients of input and weights from the da of a chunk.
-  void products(const L& layer, Chunk c, const Team& team) {
-    for (int64_t d = 0; d < args.shape.D; ++d) {
-      const Range rows = layer.rows(d, c);
-      const Gradients& da = direction[d].da[c.index % 2];
-      if (dx(layer.l)) input_gradient(layer, d, rows, da, team);
-      if (args.gradients)
-        weight_gradients.add(layer, d, c, da, layer.l > 0 ? output(layer.l - 1) : nullptr, output(layer.l), team);
-      if (args.shape.D > 1) team.wait();  // both directions add to the same rows of dx
-    }
-  }
-
-  void input_gradient(const L& layer, int64_t d, Range rows, const Gradients& da, const Team& team) {
-    const int64_t N = layer.inputs(), panels = panel_count<Product>(N);
-    // A worker keeps its part of W_ih in its own cache, or else all of it.
-    const bool by_panel = args.plan.split == Split::hidden && panels >= team.size;
-    const Range mine = by_panel ? Range{0, rows.size()} : team.part(rows.size(), Product::kRowUnit);
-    T* out = dx(layer.l) + (rows.begin + mine.begin) * N;
-    for (int g = 0; g < G; ++g)
-      multiply(out, N, da.at(mine.begin, g * Hk), mine.size(), W_ih(layer, d, g),
-               by_panel ? team.part(panels) : Range{0, panels}, args.shape.D > 1 || g > 0 ? Into::add : Into::assign,
-               direction[d], team);
-  }
-
   const BackwardArgs& args;
   const int64_t H, P, Hp, Hk;  // Hp, Hk: units in vectors, and as a product's operand
   int64_t width, ldh, ldp, chunk_rows, piece_size;
@@ -294,4 +287,5 @@ class Backward {
   size_t bytes;
   Direction direction[2];
   T* dx_below[2];
+  Progress* progress;
 };

@@ -1,6 +1,6 @@
-// Forward of a whole stack, run by every worker of the team at once.
+// Forward of a layer: its parts, which stack.h puts in order. Every worker of a team calls them at once.
 //
-// Per layer: pack the weights, unless they are used once (pieces.h, dot.h); then chunk by chunk
+// Pack the weights, unless they are used once (pieces.h, dot.h); then chunk by chunk
 //   a = W_ih x_t + b_ih + b_hh  for all steps of the chunk as one product, and step by step
 //   a += W_hh h_{t-1},  h_t = cell(a),  with a projection  h_t = W_hr cell(a).
 
@@ -33,7 +33,12 @@ class Forward {
   };
 
  public:
-  explicit Forward(const ForwardArgs& args) : args(args), H(args.shape.H), P(args.shape.P), Hp(round_up(H, kLane)) {
+  using L = Layer<S, ForwardArgs>;
+  using Use = typename Product::Use;
+
+  // With set `set` of the buffers; layers that run one after the other take the same.
+  explicit Forward(const ForwardArgs& args, int64_t set = 0)
+      : args(args), H(args.shape.H), P(args.shape.P), Hp(round_up(H, kLane)) {
     const Shape& s = args.shape;
     const int64_t widest = s.L > 1 && s.D * P > s.I ? s.D * P : s.I;
     chunk_rows = smaller(args.plan.forward_steps, args.seq.T) * args.seq.B;
@@ -44,66 +49,105 @@ class Forward {
     input_bytes = round_up(States::bytes(input_rows, widest), 64);
     piece_size = args.plan.weights == Weights::in_pieces ? W::piece_bytes(widest > H ? widest : H) : 0;
     past_caches = args.seq.R * s.D * P * int64_t(sizeof(S)) > kStreamBytes;
-    Workspace w{static_cast<char*>(args.workspace)};
-    if (!args.kept) place_weights(w);
+    const bool by_layer = args.plan.split == Split::layer;  // one worker is on a layer then, a chunk at a time
+    const int64_t workers = by_layer ? 1 : args.plan.threads;
+    const bool ahead = !by_layer && Chunks{args.seq.T, args.plan.forward_steps}.count() > 1;
+    Workspace w{static_cast<char*>(args.workspace), set, by_layer ? s.L : 1};
+    if (args.kept)
+      use_kept(set);
+    else
+      place_weights(w, direction);
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];
-      z.piece = w.take<char>(args.plan.threads * piece_size);
+      z.piece = w.take<char>(workers * piece_size);
       z.a[0] = w.take<T>(chunk_rows * lda);
-      z.a[1] = chunk_count(args.seq.T, args.plan.forward_steps) > 1 ? w.take<T>(chunk_rows * lda) : z.a[0];
+      z.a[1] = ahead ? w.take<T>(chunk_rows * lda) : z.a[0];
       for (States& h : z.h) h = States::of(w.take<char>(States::bytes(args.seq.B, P)), P);
       z.c = w.take<T>(kHasCell ? args.seq.B * ldc : 0);
       z.out = Unrounded::of(w.take<char>(s.projected ? Unrounded::bytes(args.seq.B, H) : 0), H);
       z.projected = w.take<T>(s.projected ? args.seq.B * ldh : 0);
-      z.input = w.take<char>(args.plan.threads * input_bytes);
-      z.rows = w.take<const S*>(args.plan.threads * chunk_rows);
+      z.input = w.take<char>(workers * input_bytes);
+      z.rows = w.take<const S*>(workers * chunk_rows);
     }
+    progress = w.take_shared<Progress>(by_layer ? s.L : 0);
     bytes = w.used;
   }
 
   size_t workspace_bytes() const { return bytes; }
+  Progress* progress_of_layers() const { return progress; }
 
   // Of the packed weights of all layers, and those weights themselves, in args.kept.
   size_t kept_bytes() const { return size_t(args.shape.L) * weights_bytes(); }
   void keep(const Team& team) {
-    [[maybe_unused]] const typename Product::Use use;
+    [[maybe_unused]] const Use use;
     for (int64_t l = 0; l < args.shape.L; ++l) {
       use_kept(l);
       for (int64_t d = 0; d < args.shape.D; ++d) pack({args, l}, d, team);
     }
   }
 
-  void run(const Team& team) {
-    [[maybe_unused]] const typename Product::Use use;
-    const Roles roles(team, args.plan, args.shape.D);
-    const int64_t chunks = chunk_count(args.seq.T, args.plan.forward_steps);
+  // What must be done before the first chunk.
+  void prepare(const L& layer, const Team& team) {
+    if (args.kept) use_kept(layer.l);
     for (int64_t d = 0; d < args.shape.D; ++d) {
       const Direction& z = direction[d];
       for (const States& h : z.h) clear_behind(h, P, team);
       if (args.shape.projected) clear_behind(z.out, H, team);
+      if (!args.kept) pack(layer, d, team);
     }
-    for (int64_t l = 0; l < args.shape.L; ++l) {
-      const Layer<S, ForwardArgs> layer{args, l};
-      if (args.kept)
-        use_kept(l);
-      else
-        for (int64_t d = 0; d < args.shape.D; ++d) pack(layer, d, team);
-      team.wait();
-      project(layer, nth(0), team);
-      team.wait();
-      for (int64_t c = 0; c < chunks; ++c) {
-        if (roles.loop.size > 0)
-          for (int64_t i = 0; i < roles.directions; ++i) loop(layer, roles.first_direction + i, nth(c), roles.loop);
-        if (c + 1 < chunks && roles.products.size > 0) project(layer, nth(c + 1), roles.products);
-        team.wait();
+  }
+
+  // a = W_ih x + b for the rows of a chunk.
+  void project(const L& layer, Chunk c, const Team& team) {
+    for (int64_t d = 0; d < args.shape.D; ++d) {
+      const Direction& z = direction[d];
+      const Range all = layer.rows(d, c), panels{0, panel_count<Product>(H)};
+      const bool by_unit = args.plan.split == Split::hidden;  // a worker then keeps its part of W_ih in its own cache
+      const Range mine = by_unit ? Range{0, all.size()} : team.part(all.size(), Product::kRowUnit);
+      const Range units = by_unit ? team.part(panels.end) : panels;
+      if (units.size() == 0) continue;
+      for (int64_t begin = mine.begin; begin < mine.end; begin += Product::kInputRows) {
+        const Range rows{begin, begin + smaller(Product::kInputRows, mine.end - begin)};
+        T* a = z.a[c.index % 2] + rows.begin * lda;
+        for (int64_t r = 0; r < rows.size(); ++r)
+          for (int i = packed() ? G : 0; i < C; ++i)  // the columns that the products do not begin
+            for (int64_t j = units.begin * Product::kWidth; j < smaller(units.end * Product::kWidth, H); j += kLane)
+              store(a + r * lda + i * Hp + j, load(z.bias + i * Hp + j));
+        const States x = input(layer, z, {all.begin + rows.begin, all.begin + rows.end}, team);
+        for (int g = 0; g < G; ++g)
+          multiply(a + g * Hp, lda, x, rows.size(), W_ih(layer, d, g), units, packed() ? Into::assign : Into::add, z,
+                   team, z.bias + g * Hp);
       }
     }
   }
 
- private:
-  using L = Layer<S, ForwardArgs>;
+  // The steps of a chunk.
+  void loop(const L& layer, int64_t d, Chunk c, const Team& team) {
+    const Direction& z = direction[d];
+    const int64_t panels = panel_count<Product>(H);
+    const bool by_unit = args.plan.split == Split::hidden;
+    const Range sequences = by_unit ? Range{0, args.seq.B} : team.part(args.seq.B);
+    const Range mine = by_unit ? team.part(panels) : Range{0, panels};
+    const int64_t first = layer.rows(d, c).begin;
+    if (c.begin == 0) {
+      begin(layer, d, {0, layer.active(d, 0)}, z.h[0], sequences, mine);
+      if (by_unit) team.wait();
+    }
+    for (int64_t s = c.begin; s < c.end; ++s) {
+      const int64_t row = layer.first_row(d, s);
+      const int64_t active = layer.active(d, s), next = layer.active(d, s + 1);
+      T* a = z.a[c.index % 2] + (row - first) * lda;
+      const Range rows{sequences.begin, smaller(sequences.end, active)};
+      step(layer, d, row, a, z.h[s % 2], z.h[(s + 1) % 2], rows, mine, s % 2 == 1, team);
+      if (args.shape.projected) step_projection(layer, d, row, z.h[(s + 1) % 2], rows, team);
+      finish(layer, d, {next, active}, z.h[(s + 1) % 2], sequences, mine);
+      begin(layer, d, {active, next}, z.h[(s + 1) % 2], sequences, mine);
+      if (by_unit) team.wait();
+    }
+    flush_streams();
+  }
 
-  Chunk nth(int64_t c) const { return chunk(c, args.plan.forward_steps, args.seq.T); }
+ private:
   bool packed() const { return args.plan.weights == Weights::packed; }
   W W_ih(const L& layer, int64_t d, int g) const {
     return W::gate(g, layer.weights(d).W_ih, direction[d].W_ih, layer.inputs(), H);
@@ -114,28 +158,28 @@ class Forward {
   W W_hr(const L& layer, int64_t d) const { return W::gate(0, layer.weights(d).W_hr, direction[d].W_hr, H, P); }
 
   // Gives the packed weights of a layer their places.
-  void place_weights(Workspace& w) {
+  void place_weights(Workspace& w, Direction* of) const {
     const Shape& s = args.shape;
     const int64_t widest = s.L > 1 && s.D * P > s.I ? s.D * P : s.I;
     const auto right = [&](int64_t count, int64_t K, int64_t N) {
       return w.take<char>(packed() ? count * Right::bytes(K, N) : 0);
     };
     for (int64_t d = 0; d < s.D; ++d) {
-      Direction& z = direction[d];
-      z.W_ih = right(G, widest, H);
-      z.W_hh = right(G, P, H);
-      z.W_hr = right(s.projected ? 1 : 0, H, P);
-      z.bias = w.take<T>(C * Hp);
+      of[d].W_ih = right(G, widest, H);
+      of[d].W_hh = right(G, P, H);
+      of[d].W_hr = right(s.projected ? 1 : 0, H, P);
+      of[d].bias = w.take<T>(C * Hp);
     }
   }
   size_t weights_bytes() const {
     Workspace w{nullptr};
-    Forward(*this).place_weights(w);
+    Direction nowhere[2];
+    place_weights(w, nowhere);
     return w.used;
   }
   void use_kept(int64_t l) {
     Workspace w{static_cast<char*>(args.kept) + l * weights_bytes()};
-    place_weights(w);
+    place_weights(w, direction);
   }
 
   S* output(int64_t l) const {  // [R, D*P]
@@ -169,30 +213,6 @@ class Forward {
       pack_transposed(W_hh(layer, d, g), team.part(panel_count<Product>(H)));
     }
     if (args.shape.projected) pack_transposed(W_hr(layer, d), team.part(panel_count<Product>(P)));
-  }
-
-  // a = W_ih x + b for the rows of a chunk.
-  void project(const L& layer, Chunk c, const Team& team) {
-    for (int64_t d = 0; d < args.shape.D; ++d) {
-      const Direction& z = direction[d];
-      const Range all = layer.rows(d, c), panels{0, panel_count<Product>(H)};
-      const bool by_unit = args.plan.split == Split::hidden;  // a worker then keeps its part of W_ih in its own cache
-      const Range mine = by_unit ? Range{0, all.size()} : team.part(all.size(), Product::kRowUnit);
-      const Range units = by_unit ? team.part(panels.end) : panels;
-      if (units.size() == 0) continue;
-      for (int64_t begin = mine.begin; begin < mine.end; begin += Product::kInputRows) {
-        const Range rows{begin, begin + smaller(Product::kInputRows, mine.end - begin)};
-        T* a = z.a[c.index % 2] + rows.begin * lda;
-        for (int64_t r = 0; r < rows.size(); ++r)
-          for (int i = packed() ? G : 0; i < C; ++i)  // the columns that the products do not begin
-            for (int64_t j = units.begin * Product::kWidth; j < smaller(units.end * Product::kWidth, H); j += kLane)
-              store(a + r * lda + i * Hp + j, load(z.bias + i * Hp + j));
-        const States x = input(layer, z, {all.begin + rows.begin, all.begin + rows.end}, team);
-        for (int g = 0; g < G; ++g)
-          multiply(a + g * Hp, lda, x, rows.size(), W_ih(layer, d, g), units, packed() ? Into::assign : Into::add, z,
-                   team, z.bias + g * Hp);
-      }
-    }
   }
 
   // C = bias + A W^T, or += A W^T, for the units of the panels. Weights that are not packed take no bias.
@@ -231,31 +251,6 @@ class Forward {
         x.write(r, k, v);
       }
     return x;
-  }
-
-  void loop(const L& layer, int64_t d, Chunk c, const Team& team) {
-    const Direction& z = direction[d];
-    const int64_t panels = panel_count<Product>(H);
-    const bool by_unit = args.plan.split == Split::hidden;
-    const Range sequences = by_unit ? Range{0, args.seq.B} : team.part(args.seq.B);
-    const Range mine = by_unit ? team.part(panels) : Range{0, panels};
-    const int64_t first = layer.rows(d, c).begin;
-    if (c.begin == 0) {
-      begin(layer, d, {0, layer.active(d, 0)}, z.h[0], sequences, mine);
-      if (by_unit) team.wait();
-    }
-    for (int64_t s = c.begin; s < c.end; ++s) {
-      const int64_t row = layer.first_row(d, s);
-      const int64_t active = layer.active(d, s), next = layer.active(d, s + 1);
-      T* a = z.a[c.index % 2] + (row - first) * lda;
-      const Range rows{sequences.begin, smaller(sequences.end, active)};
-      step(layer, d, row, a, z.h[s % 2], z.h[(s + 1) % 2], rows, mine, s % 2 == 1, team);
-      if (args.shape.projected) step_projection(layer, d, row, z.h[(s + 1) % 2], rows, team);
-      finish(layer, d, {next, active}, z.h[(s + 1) % 2], sequences, mine);
-      begin(layer, d, {active, next}, z.h[(s + 1) % 2], sequences, mine);
-      if (by_unit) team.wait();
-    }
-    flush_streams();
   }
 
   // Step of the sequences [rows.begin, rows.end) and the units of `panels`; `row` is that of sequence 0.
@@ -371,4 +366,5 @@ class Forward {
   bool past_caches;
   size_t bytes;
   Direction direction[2];
+  Progress* progress;
 };

@@ -1,7 +1,7 @@
 // All kernels of one instruction set; compiled once for each with its flags and its namespace. Includes neither
 // torch nor standard containers: of an inline function shared with other files the linker keeps one copy, and that
 // might be the one with instructions that the machine lacks.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 about its own intrinsics
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // both: GCC 12 about its own intrinsics
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include <stddef.h>
 #include <stdint.h>
@@ -33,9 +33,11 @@ namespace {
 #endif
 #include "pieces.h"
 #include "layer.h"
+#include "wavefront.h"
 #include "forward.h"
 #include "weight_gradients.h"
 #include "backward.h"
+#include "stack.h"
 
 // Calls act with the way to multiply that the plan asks for.
 template <class S, class Act>
@@ -56,7 +58,7 @@ size_t workspace_bytes(const Args& args) {
 
 template <template <class, class, class> class Loops, class Cell, class S, class Args>
 void run(const Args& args, const Team& team) {
-  with_product<S>(args.plan, [&](auto product) { Loops<Cell, S, decltype(product)>(args).run(team); });
+  with_product<S>(args.plan, [&](auto product) { run_stack<Loops<Cell, S, decltype(product)>>(args, team); });
 }
 
 template <class Cell, class S>

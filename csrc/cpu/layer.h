@@ -1,16 +1,32 @@
-// What forward and backward of one layer share: where its rows lie in memory, in which order the steps run, who
-// works on what, and the workspace.
+// What forward and backward of one layer share: where its rows lie in memory, in which order the steps run, and the
+// workspace.
 
-// Hands out aligned pieces of the workspace; with no memory behind it, it only counts.
+// Hands out aligned pieces of the workspace; with no memory behind it, it only counts. Layers that run at the same time
+// have a set of buffers each: a piece is there once for every set, unless all of them share it.
 struct Workspace {
   char* base;
+  int64_t set = 0, sets = 1;  // whose pieces are handed out, and of how many
   size_t used = 0;
 
   template <class T>
   T* take(int64_t count) {
-    T* piece = reinterpret_cast<T*>(base + used);
-    used += round_up(count * int64_t(sizeof(T)), 64);
-    return base ? piece : nullptr;
+    const size_t size = bytes<T>(count);
+    return piece<T>(used + set * size, sets * size);
+  }
+  template <class T>
+  T* take_shared(int64_t count) {
+    return piece<T>(used, bytes<T>(count));
+  }
+
+ private:
+  template <class T>
+  static size_t bytes(int64_t count) {
+    return round_up(count * int64_t(sizeof(T)), 64);
+  }
+  template <class T>
+  T* piece(size_t at, size_t size) {
+    used += size;
+    return base ? reinterpret_cast<T*>(base + at) : nullptr;
   }
 };
 
@@ -29,6 +45,14 @@ inline Vec<Compute<S>> as_stored(Vec<Compute<S>> v) {
 // Steps [begin, end) in the order in which a direction runs them; a chunk of the sequence.
 struct Chunk {
   int64_t index, begin, end;
+  int64_t size() const { return end - begin; }
+};
+
+// The chunks of T steps; the last one may be shorter.
+struct Chunks {
+  int64_t T, steps;
+  int64_t count() const { return (T + steps - 1) / steps; }
+  Chunk operator[](int64_t index) const { return {index, index * steps, smaller((index + 1) * steps, T)}; }
 };
 
 template <class Product>
@@ -119,33 +143,3 @@ struct Layer {
       *out++ = tape(static_cast<const S*>(args.tape), d, r, cell_tape + 1) + cell_tape * args.shape.H;
   }
 };
-
-// Loops and large products run at the same time: while a chunk is in its time loop, the products of a neighbouring
-// one are computed. Where the loop cannot use all workers, one takes the loop and the others the products.
-struct Roles {
-  Team loop;       // divides the time loop as the plan says; size 0 for a worker that has no part in it
-  Team products;   // size 0 likewise
-  int64_t first_direction, directions;  // those whose loop this worker takes part in
-
-  Roles(const Team& all, const Plan& plan, int64_t D) : loop(all), products(all), first_direction(0), directions(D) {
-    if (all.size == 1) return;
-    if (plan.split_directions) {
-      loop = all.half();
-      first_direction = all.half_of();
-      directions = 1;
-    }
-    if (plan.split == Split::none && loop.size > 1) {
-      if (loop.rank > 0) loop.size = 0;
-      else loop.size = 1;
-      if (!plan.split_directions) {
-        if (all.rank == 0) products.size = 0;
-        else products = Team{all.rank - 1, all.size - 1, all.barrier + 3};
-      }
-    }
-  }
-};
-
-inline int64_t chunk_count(int64_t T, int64_t steps) { return (T + steps - 1) / steps; }
-inline Chunk chunk(int64_t index, int64_t steps, int64_t T) {
-  return {index, index * steps, smaller((index + 1) * steps, T)};
-}

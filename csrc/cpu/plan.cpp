@@ -27,6 +27,10 @@ constexpr double kFlopsOfStepForThreads = 1e6, kWeightsForThreads = 1e5;
 constexpr int64_t kTileSequences = 16, kTileUnits = 128, kTileStates = 4096;
 constexpr double kFlopsForHiddenSplitOfTiles = 6e6;  // one step, where a worker would have less than a tile of sequences
 constexpr int64_t kChunkBytes = 2 * 1024 * 1024;
+// Layer wavefront: tried out at L 2 to 4, H 32 to 256, B 1 to 4, two threads, all cells. Shorter sequences are over
+// before all layers are at work; more of them, or more weights than this in a layer's W_hh, are better off otherwise.
+constexpr int64_t kWavefrontTime = 64, kWavefrontSequences = 4, kWavefrontSequencesProjected = 2;
+constexpr int64_t kWavefrontBytes = 640 * 1024;
 
 // Steps that make up about `rows` rows.
 int64_t steps_for(const Sequences& seq, int64_t rows) {
@@ -84,12 +88,24 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   const bool few = seq.B < (tiles ? kTileSequences : kSequencesPerWorker) * workers ||
                    (streams && seq.B <= kManySequencesPerWorker * workers);
   const double enough = tiles ? kFlopsForHiddenSplitOfTiles : kFlopsForHiddenSplit * workers;
+  // Layers at once keep as many workers busy as there are layers; a split of the units may keep fewer busy, for it goes
+  // by panels of 64.
+  const int64_t panels = (shape.H + 63) / 64, most = (panels + workers - 1) / workers;
+  const bool layers = shape.L > 1 && shape.D == 1 && plan.weights == Weights::packed && seq.T >= kWavefrontTime &&
+                      seq.B <= (shape.projected ? kWavefrontSequencesProjected : kWavefrontSequences);
+  const bool layers_beat_units =
+      layers && std::min(shape.L, workers) * most > panels && row_bytes * shape.P <= kWavefrontBytes;
   // A projection needs every unit of a step: a split of the units would cost a second barrier. One step uses each
   // weight once: the workers share the weights rather than the sequences.
-  if (!shape.projected && shape.H >= 64 * workers && (one_step || (few && seq.B * step_flops >= enough)))
+  if (!shape.projected && shape.H >= 64 * workers && !layers_beat_units &&
+      (one_step || (few && seq.B * step_flops >= enough)))
     plan.split = Split::hidden;
   else if (seq.B >= kSequencesPerWorker * workers)
     plan.split = Split::batch;
+  else if (layers)
+    plan.split = Split::layer;
+  // No sum depends on these steps.
+  if (plan.split == Split::layer) plan.forward_steps = plan.wavefront_steps = std::clamp<int64_t>(seq.T / 16, 8, 16);
   return plan;
 }
 
@@ -98,6 +114,7 @@ const char* name(const Plan& plan) {
   if (plan.weights == Weights::in_pieces) return "one step";
   if (plan.threads == 1) return "serial";
   if (plan.split == Split::batch) return plan.split_directions ? "direction and batch split" : "batch split";
+  if (plan.split == Split::layer) return "layer wavefront";
   if (plan.split == Split::hidden) return plan.split_directions ? "direction and hidden split" : "hidden split";
   return plan.split_directions ? "direction split" : "pipeline";
 }

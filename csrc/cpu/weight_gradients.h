@@ -15,14 +15,14 @@ class WeightGradients {
  public:
   explicit WeightGradients(const BackwardArgs& args) : args(args), H(args.shape.H), P(args.shape.P), Hk(Gradients::width(H)) {}
 
-  // Takes its part of the workspace: for chunks of that many rows, da of `row_width` numbers each.
+  // Takes its part of the workspace, one for all layers: for chunks of that many rows, da of `row_width` numbers each.
   void take(Workspace& w, int64_t rows_of_chunk, int64_t row_width) {
     if (!args.gradients) return;
     chunk_rows = rows_of_chunk;
     width = row_width;
-    da_T = w.take<char>(Product::transposed_bytes(width, chunk_rows));
-    panel = w.take<char>(args.plan.threads * panel_bytes());
-    sources = w.take<const S*>(args.plan.threads * chunk_rows);
+    da_T = w.take_shared<char>(Product::transposed_bytes(width, chunk_rows));
+    panel = w.take_shared<char>(args.plan.threads * panel_bytes());
+    sources = w.take_shared<const S*>(args.plan.threads * chunk_rows);
   }
 
   // Adds what the steps of chunk c, or for the last one writes; `below` and `own` are the outputs of the layer below

@@ -1,0 +1,139 @@
+// In which order the layers of a stack and their chunks run, and who does what. Every worker of a team calls it.
+
+// Loops and large products run at the same time: while a chunk is in its time loop, the products of a neighbouring
+// one are computed. Where the loop cannot use all workers, one takes the loop and the others the products.
+struct Roles {
+  Team loop;       // divides the time loop as the plan says; size 0 for a worker that has no part in it
+  Team products;   // size 0 likewise
+  int64_t first_direction, directions;  // those whose loop this worker takes part in
+
+  Roles(const Team& all, const Plan& plan, int64_t D) : loop(all), products(all), first_direction(0), directions(D) {
+    if (all.size == 1) return;
+    if (plan.split_directions) {
+      loop = all.half();
+      first_direction = all.half_of();
+      directions = 1;
+    }
+    if (plan.split == Split::none && loop.size > 1) {
+      if (loop.rank > 0) loop.size = 0;
+      else loop.size = 1;
+      if (!plan.split_directions) {
+        if (all.rank == 0) products.size = 0;
+        else products = Team{all.rank - 1, all.size - 1, all.barrier + 3};
+      }
+    }
+  }
+};
+
+// One layer after the other.
+template <class Pass>
+void run_layers(const ForwardArgs& args, const Team& team) {
+  Pass pass(args);
+  const Roles roles(team, args.plan, args.shape.D);
+  const Chunks chunks{args.seq.T, args.plan.forward_steps};
+  for (int64_t l = 0; l < args.shape.L; ++l) {
+    const typename Pass::L layer{args, l};
+    pass.prepare(layer, team);
+    team.wait();
+    pass.project(layer, chunks[0], team);
+    team.wait();
+    for (int64_t c = 0; c < chunks.count(); ++c) {
+      if (roles.loop.size > 0)
+        for (int64_t i = 0; i < roles.directions; ++i)
+          pass.loop(layer, roles.first_direction + i, chunks[c], roles.loop);
+      if (c + 1 < chunks.count() && roles.products.size > 0) pass.project(layer, chunks[c + 1], roles.products);
+      team.wait();
+    }
+  }
+}
+
+template <class Pass>
+void run_layers(const BackwardArgs& args, const Team& team) {
+  Pass pass(args);
+  const Roles roles(team, args.plan, args.shape.D);
+  const Chunks chunks{args.seq.T, args.plan.backward_steps};
+  const auto products = [&](const typename Pass::L& layer, Chunk c, const Team& team) {
+    for (int64_t d = 0; d < args.shape.D; ++d) {
+      pass.input_gradient(layer, d, c, {c.begin, c.end}, team);
+      pass.add_weight_gradients(layer, d, c, team);
+      if (args.shape.D > 1) team.wait();  // both directions add to the same rows of dx
+    }
+  };
+  for (int64_t l = args.shape.L - 1; l >= 0; --l) {
+    const typename Pass::L layer{args, l};
+    pass.prepare(layer, team);
+    team.wait();
+    for (int64_t c = chunks.count() - 1; c >= 0; --c) {
+      if (roles.loop.size > 0)
+        for (int64_t i = 0; i < roles.directions; ++i)
+          pass.loop(layer, roles.first_direction + i, chunks[c], {chunks[c].begin, chunks[c].end}, roles.loop);
+      if (c + 1 < chunks.count() && roles.products.size > 0) products(layer, chunks[c + 1], roles.products);
+      team.wait();
+    }
+    products(layer, chunks[0], team);
+    team.wait();
+  }
+}
+
+// Makes every layer ready to run beside the others, each with its own set of buffers.
+template <class Pass, class Args>
+Wavefront start_wavefront(const Args& args, const Team& team) {
+  const int64_t layers = args.shape.L;
+  for (int64_t l = 0; l < layers; ++l) Pass(args, l).prepare({args, l}, team);
+  const Wavefront wavefront{team, Pass(args).progress_of_layers(), layers};
+  if (team.rank == 0)
+    for (int64_t l = 0; l < layers; ++l) wavefront.progress[l].pieces = 0;
+  team.wait();
+  return wavefront;
+}
+
+// All layers at once, the later ones some steps behind.
+template <class Pass>
+void run_wavefront(const ForwardArgs& args, const Team& team) {
+  const Team alone;
+  const Chunks chunks{args.seq.T, args.plan.forward_steps};
+  start_wavefront<Pass>(args, team).run(chunks.count(), [&](int64_t l, int64_t c) {
+    Pass pass(args, l);
+    pass.project({args, l}, chunks[c], alone);
+    pass.loop({args, l}, 0, chunks[c], alone);
+  });
+}
+
+// As there are two buffers of da, the layers run through two chunks; then all workers share the products of these.
+template <class Pass>
+void run_wavefront(const BackwardArgs& args, const Team& team) {
+  const Team alone;
+  const Chunks chunks{args.seq.T, args.plan.backward_steps};
+  Wavefront wavefront = start_wavefront<Pass>(args, team);
+  for (int64_t c = chunks.count() - 1; c >= 0; c -= 2) {
+    const Chunk both[] = {chunks[c], c > 0 ? chunks[c - 1] : Chunk{}};
+    const auto pieces = [&](int which) { return Chunks{both[which].size(), args.plan.wavefront_steps}; };
+    const int64_t of_first = pieces(0).count(), of_second = pieces(1).count();
+    wavefront.run(of_first + of_second, [&](int64_t n, int64_t i) {
+      const int which = i < of_first ? 0 : 1;
+      const Chunk all = both[which], piece = pieces(which)[(which == 0 ? of_first : of_first + of_second) - 1 - i];
+      const Range steps{all.begin + piece.begin, all.begin + piece.end};
+      const typename Pass::L layer{args, args.shape.L - 1 - n};
+      Pass pass(args, layer.l);
+      pass.loop(layer, 0, all, steps, alone);
+      pass.input_gradient(layer, 0, all, steps, alone);
+    });
+    team.wait();
+    for (int64_t l = 0; l < args.shape.L; ++l)
+      for (const Chunk& all : both) {
+        if (all.size() == 0) continue;
+        Pass(args, l).add_weight_gradients({args, l}, 0, all, team);
+        team.wait();
+      }
+  }
+}
+
+// Pass is Forward or Backward of a cell, Args what it takes.
+template <class Pass, class Args>
+void run_stack(const Args& args, const Team& team) {
+  [[maybe_unused]] const typename Pass::Use use;
+  if (args.plan.split == Split::layer)
+    run_wavefront<Pass>(args, team);
+  else
+    run_layers<Pass>(args, team);
+}
