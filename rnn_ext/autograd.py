@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from rnn_ext import ops, transforms
+from rnn_ext import checkpoint, ops, transforms
 from rnn_ext.ops import Stack
 
 
@@ -43,6 +43,9 @@ def recurrent(
         or (h_0 is not None and h_0.requires_grad)
         or (c_0 is not None and c_0.requires_grad)
     ):
+        steps = checkpoint.steps_of(x, batch_sizes, stack)
+        if steps is not None:
+            return checkpoint.recurrent(x, h_0, c_0, weights, batch_sizes, masks, stack, steps)
         return _Recurrent.apply(stack, batch_sizes, len(masks), x, h_0, c_0, *masks, *weights)
     return ops.forward(x, h_0, c_0, weights, batch_sizes, masks, stack, False)
 
