@@ -69,15 +69,19 @@ class Segment(NamedTuple):
         return lambda rows: rows.index_select(0, turned.to(rows.device))
 
 
+def count_of(time: int, steps: int) -> int:
+    """How many segments of at most `steps` steps there are."""
+    return -(-time // steps)
+
+
 def segments(x: Tensor, batch_sizes: Tensor | None, steps: int) -> list[Segment]:
     """The whole time in as few segments as can be, of equal length up to one step.
 
     So there is no short last one, which the kernels might sum in another order for its few rows.
     """
     time = len(x) if batch_sizes is None else len(batch_sizes)
-    count = -(-time // steps)
-    borders = [time * k // count for k in range(count + 1)]
-    spans = list(zip(borders, borders[1:]))
+    count = count_of(time, steps)
+    spans = [(time * k // count, time * (k + 1) // count) for k in range(count)]
     if batch_sizes is None:
         return [Segment(slice(begin, end), None, end - begin, x.shape[1]) for begin, end in spans]
     first_rows = [0, *batch_sizes.cumsum(0).tolist()]

@@ -64,7 +64,7 @@ class checkpoint_time:
 
     Output and states are bit for bit those of the ordinary call, with two exceptions. An LSTM in bfloat16 rounds its
     cell state to bfloat16 at every border, which else is float32. And the kernels choose by the number of rows (see
-    `batch_invariant`, under which they do not): that may change results with steps below 10, and on AMX tiles those of
+    `batch_invariant`, under which they do not): that may change results with steps below 9, and on AMX tiles those of
     packed sequences. Gradients of weights are summed in another order; in bfloat16 the gradients of states are
     rounded at every border.
 
