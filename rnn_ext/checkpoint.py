@@ -142,6 +142,8 @@ def _state_sizes(stack: Stack, weights) -> list[int]:
 
 
 class _Checkpointed(torch.autograd.Function):
+    """A call. Keeps its inputs, the states between the segments and the outputs of the levels below the last."""
+
     @staticmethod
     def forward(ctx, stack, steps, batch_sizes, num_masks, x, h_0, c_0, *masks_and_weights):
         masks, weights = masks_and_weights[:num_masks], masks_and_weights[num_masks:]
