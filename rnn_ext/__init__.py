@@ -6,9 +6,9 @@
     output, h_n = layer(x)
 
 `accelerate` does so inside a whole model, `explain` tells how a call is carried out, `batch_invariant` makes results
-independent of the rest of the batch, `frozen` keeps weights packed for streams, and `rnn_ext.reference` is the readable
-NumPy specification that the kernels are tested against. `python -m rnn_ext` prints versions and checks that they
-compute right on this machine.
+independent of the rest of the batch, `frozen` keeps weights packed for streams, `checkpoint_time` trains on very long
+sequences in bounded memory, and `rnn_ext.reference` is the readable NumPy specification that the kernels are tested
+against. `python -m rnn_ext` prints versions and checks that they compute right on this machine.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +20,14 @@ from rnn_ext.explain import Explanation, explain
 from rnn_ext.frozen import frozen
 from rnn_ext.modules import GRU, LSTM, RNN
 from rnn_ext.route import SlowPathWarning
-from rnn_ext.settings import batch_invariant, float32_product, is_batch_invariant, set_float32_product
+from rnn_ext.settings import (
+    batch_invariant,
+    checkpoint_steps,
+    checkpoint_time,
+    float32_product,
+    is_batch_invariant,
+    set_float32_product,
+)
 
 try:
     __version__ = version("rnn_ext")
@@ -39,6 +46,8 @@ __all__ = [
     "SlowPathWarning",
     "accelerate",
     "batch_invariant",
+    "checkpoint_steps",
+    "checkpoint_time",
     "explain",
     "float32_product",
     "frozen",

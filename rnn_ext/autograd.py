@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
-from rnn_ext import ops, transforms
+from rnn_ext import checkpoint, ops, transforms
 from rnn_ext.ops import Stack
 
 
@@ -49,6 +49,9 @@ def recurrent(
         or (h_0 is not None and h_0.requires_grad)
         or (c_0 is not None and c_0.requires_grad)
     ):
+        steps = checkpoint.steps_of(x, batch_sizes, stack)
+        if steps is not None:
+            return checkpoint.recurrent(x, h_0, c_0, weights, batch_sizes, masks, stack, steps)
         tensors = (x, h_0, c_0, *masks, *weights)
         if torch.compiler.is_compiling():
             return _Recurrent.apply(stack, batch_sizes, len(masks), *tensors)

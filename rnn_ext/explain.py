@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnn_ext import settings
+from rnn_ext import checkpoint, settings
 from rnn_ext._load import _C
 from rnn_ext.base import Recurrent
-from rnn_ext.call import UNCHECKED
+from rnn_ext.call import UNCHECKED, Call
 from rnn_ext.cells import Cell
 from rnn_ext.frozen import kept_weights
 
@@ -42,6 +42,8 @@ class Explanation:
         threads: how many threads the call asks for.
         product: how the kernels multiply, "fma" or "amx" (`set_float32_product`); None on path "torch".
         frozen: whether the call uses weights that `frozen` keeps packed.
+        checkpoint_steps: the most steps in a segment, where the call asks for a gradient and `checkpoint_time` cuts it;
+            plan and threads are then those of a segment. None for a call in one piece.
     """
 
     path: str
@@ -51,6 +53,7 @@ class Explanation:
     threads: int
     product: str | None
     frozen: bool = False
+    checkpoint_steps: int | None = None
 
     def __str__(self) -> str:
         if self.path == "torch":
@@ -58,7 +61,10 @@ class Explanation:
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         weights = ", frozen weights" if self.frozen else ""
         how = f"products by {self.product}{weights}, plan '{self.plan}', {threads}"
-        return f"kernel for {self.isa}, {how}: {self.reason}"
+        told = f"kernel for {self.isa}, {how}: {self.reason}"
+        if self.checkpoint_steps is None:
+            return told
+        return f"{told}; segments of at most {self.checkpoint_steps} steps, which backward computes again"
 
 
 def explain(
@@ -92,16 +98,22 @@ def explain(
         rows = steps * batch
     else:
         steps, batch, rows = len(call.batch_sizes), int(call.batch_sizes[0]), call.input.shape[0]
+    layers, directions = call.stack.num_layers, 2 if call.stack.bidirectional else 1
+    checkpoint_steps = None
+    if _asks_for_gradient(call):
+        checkpoint_steps = checkpoint.steps_of(call.input, call.batch_sizes, call.stack)
+    if checkpoint_steps is not None:
+        steps = -(-steps // checkpoint.count_of(steps, checkpoint_steps))
+        rows = steps * batch if call.batch_sizes is None else int(call.batch_sizes[:steps].sum())
+        layers, directions = 1 if directions == 2 else layers, 1
     if call.input.is_cuda:
         projection = getattr(module, "proj_size", 0)
-        sizes = (steps, batch, module.hidden_size, projection, 2 if call.stack.bidirectional else 1)
+        sizes = (steps, batch, module.hidden_size, projection, directions)
         device = (call.input.dtype.itemsize, call.input.get_device(), settings.is_batch_invariant())
         plan = torch.ops.rnn_ext.cuda_plan(call.stack.mode, *sizes, *device)
         reason = "a projection runs step by step" if projection else "as the weights fit on the chip"
-        return Explanation("kernel", reason, plan, "cuda", 1, None)
-    tensors = (call.input, *call.weights, *(call.states or ()))
-    gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    frozen = kept_weights(module) is not None and not gradient
+        return Explanation("kernel", reason, plan, "cuda", 1, None, checkpoint_steps=checkpoint_steps)
+    frozen = kept_weights(module) is not None and not _asks_for_gradient(call)
     plan, threads_of_call, product = _C.plan(
         call.stack.mode,
         steps,
@@ -110,8 +122,8 @@ def explain(
         module.input_size,
         module.hidden_size,
         getattr(module, "proj_size", 0),
-        call.stack.num_layers,
-        2 if call.stack.bidirectional else 1,
+        layers,
+        directions,
         str(call.input.dtype).removeprefix("torch."),
         threads,
         settings.is_batch_invariant(),
@@ -119,4 +131,9 @@ def explain(
     )
     frozen = frozen and plan != "unpacked"
     reason = "torch runs on one thread" if plan == "serial" and threads == 1 else _PLANS[plan]
-    return Explanation("kernel", reason, plan, _C.isa(), threads_of_call, product, frozen)
+    return Explanation("kernel", reason, plan, _C.isa(), threads_of_call, product, frozen, checkpoint_steps)
+
+
+def _asks_for_gradient(call: Call) -> bool:
+    tensors = call.input, *call.weights, *(call.states or ())
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 
 from rnn_ext._load import _C
@@ -10,6 +11,7 @@ _PRODUCTS = ("auto", "fma", "amx")
 _VARIABLE = "RNN_EXT_FLOAT32_PRODUCT"
 
 _batch_invariant = False
+_checkpoint_steps: int | None = None
 
 
 def is_batch_invariant() -> bool:
@@ -40,6 +42,62 @@ class batch_invariant:
     def __exit__(self, *exception: object) -> None:
         global _batch_invariant
         _batch_invariant = self._before
+
+
+def checkpoint_steps() -> int | None:
+    """What `checkpoint_time` has set: steps, or None while it is off."""
+    return _checkpoint_steps
+
+
+class checkpoint_time:
+    """Makes calls that ask for gradients keep only checkpoints along time, and compute the rest again in backward.
+
+    `with checkpoint_time(256):` switches it on inside the block, `checkpoint_time(256)` from now on, for all threads,
+    `checkpoint_time(None)` off, as it is by default. It is read at forward; backward does as its forward did.
+
+    Time is cut into segments of at most so many steps. Beyond its input, weights, states, dropout masks and output, a
+    call then keeps the states at the borders of the segments and, of several layers in both directions, the outputs of
+    the layers below the last; backward has what it needs for one segment at a time. A training step computes forward
+    twice. 256 to 1024 steps are a good choice: with fewer the states at the borders and the cost of a call count, with
+    more there is nothing to gain. A call that would gain nothing is an ordinary one: a sequence of one segment, a cell,
+    an RNN of one layer or in both directions, which keeps nothing but outputs anyway.
+
+    Output and states are bit for bit those of the ordinary call, with two exceptions. An LSTM in bfloat16 rounds its
+    cell state to bfloat16 at every border, which else is float32. And the kernels choose by the number of rows (see
+    `batch_invariant`, under which they do not): that may change results with steps below 9, and on AMX tiles those of
+    packed sequences. Gradients of weights are summed in another order; in bfloat16 the gradients of states are
+    rounded at every border.
+
+    The two directions of a layer run one after the other, not at the same time. The setting is ignored under
+    torch.compile, which recomputes by its own choice, in `torch.func` transforms and in forward-mode differentiation;
+    for a gradient of gradients (`create_graph=True`) backward takes the whole call at once. Results are right there,
+    memory is not bounded.
+
+    Args:
+        steps: the most steps in a segment, at least 1; None for off.
+
+    Raises:
+        TypeError: if steps is not an integer or None.
+        ValueError: if steps is below 1.
+    """
+
+    def __init__(self, steps: int | None) -> None:
+        global _checkpoint_steps
+        if steps is not None:
+            if isinstance(steps, bool) or not hasattr(steps, "__index__"):
+                raise TypeError(f"checkpoint_time: expected a number of steps or None, got {steps!r}")
+            steps = operator.index(steps)
+            if steps < 1:
+                raise ValueError(f"checkpoint_time: expected at least 1 step, got {steps}")
+        self._before = _checkpoint_steps
+        _checkpoint_steps = steps
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exception: object) -> None:
+        global _checkpoint_steps
+        _checkpoint_steps = self._before
 
 
 def set_float32_product(product: str) -> None:

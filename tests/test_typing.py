@@ -87,6 +87,11 @@ def around(x: Tensor) -> None:
     assert_type(told.threads, int)
     assert_type(rnn_ext.explain(cell, x, (x, x)).path, str)
     assert_type(rnn_ext.is_batch_invariant(), bool)
+    assert_type(told.checkpoint_steps, int | None)
+    assert_type(rnn_ext.checkpoint_steps(), int | None)
+    rnn_ext.checkpoint_time(None)
+    with rnn_ext.checkpoint_time(256):
+        layer(x)
     rnn_ext.batch_invariant(True)
     with rnn_ext.batch_invariant():
         layer(x)
