@@ -27,8 +27,9 @@ constexpr double kFlopsOfStepForThreads = 1e6, kWeightsForThreads = 1e5;
 constexpr int64_t kTileSequences = 16, kTileUnits = 128, kTileStates = 4096;
 constexpr double kFlopsForHiddenSplitOfTiles = 6e6;  // one step, where a worker would have less than a tile of sequences
 constexpr int64_t kChunkBytes = 2 * 1024 * 1024;
-// Layer wavefront: tried out at L 2 to 4, H 32 to 256, B 1 to 4, two threads, all cells. Shorter sequences are over
-// before all layers are at work; more of them, or more weights than this in a layer's W_hh, are better off otherwise.
+// Layer wavefront: tried out at L 2 to 4, H 64 to 256, B 1 and 4, T 100, two threads, all cells. Shorter sequences are
+// over before all layers are at work; more of them (with a projection four are too many, and two not tried), or more
+// weights than this in a layer's W_hh, are better off otherwise.
 constexpr int64_t kWavefrontTime = 64, kWavefrontSequences = 4, kWavefrontSequencesProjected = 2;
 constexpr int64_t kWavefrontBytes = 640 * 1024;
 

@@ -87,7 +87,8 @@ Wavefront start_wavefront(const Args& args, const Team& team) {
   return wavefront;
 }
 
-// All layers at once, the later ones some steps behind.
+// All layers at once, the later ones some steps behind. Two layers that are two apart may have the same rows of memory
+// for what they hand on: before the second writes to the rows of a piece, the layer between them has read them.
 template <class Pass>
 void run_wavefront(const ForwardArgs& args, const Team& team) {
   const Team alone;

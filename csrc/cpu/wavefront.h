@@ -16,8 +16,8 @@ struct Wavefront {
   // Calls act(n, i) for the n-th layer in the order in which they depend on each other, and its i-th piece, once
   // (n, i - 1) and (n - 1, i) are done. The pieces that may run at once make up a stage; stage by stage they are dealt
   // out to the workers in turn. So nobody waits for long: a piece comes at least as many places behind those that it
-  // depends on as there are layers, once all are at work. A layer stays with one worker, and its weights in that core's cache, where the
-  // layers are a multiple of the workers; where they are not, all workers have the same to do nevertheless.
+  // depends on as there are layers, once all are at work. A layer stays with one worker, and its weights in that core's
+  // cache, where the layers are a multiple of the workers; where they are not, all workers have as much to do.
   template <class Act>
   void run(int64_t pieces, Act act) {
     const int64_t workers = smaller(team.size, layers);
