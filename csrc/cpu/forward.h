@@ -1,6 +1,6 @@
 // Forward of a layer: its parts, which stack.h puts in order. Every worker of a team calls them at once.
 //
-// Pack the weights, unless they are used once (pieces.h, dot.h); then chunk by chunk
+// Pack the weights (forward_weights.h); then chunk by chunk
 //   a = W_ih x_t + b_ih + b_hh  for all steps of the chunk as one product, and step by step
 //   a += W_hh h_{t-1},  h_t = cell(a),  with a projection  h_t = W_hr cell(a).
 
@@ -9,8 +9,6 @@ class Forward {
   using T = Compute<S>;
   using States = typename Product::States;
   using Unrounded = typename Product::Gradients;  // keeps more of a number than is stored
-  using Right = typename Product::Right;
-  using W = Weight<Product, S>;
   static constexpr int G = Cell::gates, C = Cell::columns;
   static constexpr bool kHasCell = Cell::carry == Carry::cell;
   static constexpr int64_t kLane = kLanes<T>;
@@ -18,11 +16,6 @@ class Forward {
   static constexpr int64_t kStreamBytes = 4 * 1024 * 1024;  // an output larger than this is stored past the caches
 
   struct Direction {
-    char* W_ih;   // panels of W_ih^T, gate by gate
-    char* W_hh;   // panels of W_hh^T, gate by gate
-    char* W_hr;   // panels of W_hr^T
-    char* piece;  // [workers, piece_size]: a panel of a weight that is packed where it is used
-    T* bias;      // [C, Hp]
     T* a[2];      // [rows of a chunk, C, Hp]: pre-activations, of this chunk and of the next one
     States h[2];  // [B, P]: states before and after a step
     T* c;         // [B, Hp]: cell state
@@ -38,7 +31,10 @@ class Forward {
 
   // With set `set` of the buffers; layers that run one after the other take the same.
   explicit Forward(const ForwardArgs& args, int64_t set = 0)
-      : args(args), H(args.shape.H), P(args.shape.P), Hp(round_up(H, kLane)) {
+      : args(args), H(args.shape.H), P(args.shape.P), Hp(round_up(H, kLane)),
+        by_layer(args.plan.split == Split::layer),
+        workspace{static_cast<char*>(args.workspace), set, by_layer ? args.shape.L : 1},
+        weights(args, workspace, workers(), set) {
     const Shape& s = args.shape;
     const int64_t widest = s.L > 1 && s.D * P > s.I ? s.D * P : s.I;
     chunk_rows = smaller(args.plan.forward_steps, args.seq.T) * args.seq.B;
@@ -47,53 +43,37 @@ class Forward {
     ldc = padded_stride<T>(Hp);
     input_rows = smaller(chunk_rows, Product::kInputRows);
     input_bytes = round_up(States::bytes(input_rows, widest), 64);
-    piece_size = args.plan.weights == Weights::in_pieces ? W::piece_bytes(widest > H ? widest : H) : 0;
     past_caches = args.seq.R * s.D * P * int64_t(sizeof(S)) > kStreamBytes;
-    const bool by_layer = args.plan.split == Split::layer;  // one worker is on a layer then, a chunk at a time
-    const int64_t workers = by_layer ? 1 : args.plan.threads;
     const bool ahead = !by_layer && Chunks{args.seq.T, args.plan.forward_steps}.count() > 1;
-    Workspace w{static_cast<char*>(args.workspace), set, by_layer ? s.L : 1};
-    if (args.kept)
-      use_kept(set);
-    else
-      place_weights(w, direction);
+    Workspace& w = workspace;
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];
-      z.piece = w.take<char>(workers * piece_size);
       z.a[0] = w.take<T>(chunk_rows * lda);
       z.a[1] = ahead ? w.take<T>(chunk_rows * lda) : z.a[0];
       for (States& h : z.h) h = States::of(w.take<char>(States::bytes(args.seq.B, P)), P);
       z.c = w.take<T>(kHasCell ? args.seq.B * ldc : 0);
       z.out = Unrounded::of(w.take<char>(s.projected ? Unrounded::bytes(args.seq.B, H) : 0), H);
       z.projected = w.take<T>(s.projected ? args.seq.B * ldh : 0);
-      z.input = w.take<char>(workers * input_bytes);
-      z.rows = w.take<const S*>(workers * chunk_rows);
+      z.input = w.take<char>(workers() * input_bytes);
+      z.rows = w.take<const S*>(workers() * chunk_rows);
     }
     progress = w.take_shared<Progress>(by_layer ? s.L : 0);
-    bytes = w.used;
   }
 
-  size_t workspace_bytes() const { return bytes; }
+  size_t workspace_bytes() const { return workspace.used; }
   Progress* progress_of_layers() const { return progress; }
 
-  // Of the packed weights of all layers, and those weights themselves, in args.kept.
-  size_t kept_bytes() const { return size_t(args.shape.L) * weights_bytes(); }
-  void keep(const Team& team) {
-    [[maybe_unused]] const Use use;
-    for (int64_t l = 0; l < args.shape.L; ++l) {
-      use_kept(l);
-      for (int64_t d = 0; d < args.shape.D; ++d) pack({args, l}, d, team);
-    }
-  }
+  // The packed weights of all layers, for args.kept.
+  size_t kept_bytes() const { return weights.kept_bytes(); }
+  void keep(const Team& team) { weights.keep(team); }
 
   // What must be done before the first chunk.
   void prepare(const L& layer, const Team& team) {
-    if (args.kept) use_kept(layer.l);
+    weights.prepare(layer, team);
     for (int64_t d = 0; d < args.shape.D; ++d) {
       const Direction& z = direction[d];
       for (const States& h : z.h) clear_behind(h, P, team);
       if (args.shape.projected) clear_behind(z.out, H, team);
-      if (!args.kept) pack(layer, d, team);
     }
   }
 
@@ -110,13 +90,13 @@ class Forward {
         const Range rows{begin, begin + smaller(Product::kInputRows, mine.end - begin)};
         T* a = z.a[c.index % 2] + rows.begin * lda;
         for (int64_t r = 0; r < rows.size(); ++r)
-          for (int i = packed() ? G : 0; i < C; ++i)  // the columns that the products do not begin
+          for (int i = weights.packed() ? G : 0; i < C; ++i)  // the columns that the products do not begin
             for (int64_t j = units.begin * Product::kWidth; j < smaller(units.end * Product::kWidth, H); j += kLane)
-              store(a + r * lda + i * Hp + j, load(z.bias + i * Hp + j));
+              store(a + r * lda + i * Hp + j, load(weights.bias(d, i) + j));
         const States x = input(layer, z, {all.begin + rows.begin, all.begin + rows.end}, team);
         for (int g = 0; g < G; ++g)
-          multiply(a + g * Hp, lda, x, rows.size(), W_ih(layer, d, g), units, packed() ? Into::assign : Into::add, z,
-                   team, z.bias + g * Hp);
+          weights.multiply(a + g * Hp, lda, x, rows.size(), weights.W_ih(layer, d, g), units,
+                           weights.packed() ? Into::assign : Into::add, d, team, weights.bias(d, g));
       }
     }
   }
@@ -148,39 +128,7 @@ class Forward {
   }
 
  private:
-  bool packed() const { return args.plan.weights == Weights::packed; }
-  W W_ih(const L& layer, int64_t d, int g) const {
-    return W::gate(g, layer.weights(d).W_ih, direction[d].W_ih, layer.inputs(), H);
-  }
-  W W_hh(const L& layer, int64_t d, int g) const {
-    return W::gate(g, layer.weights(d).W_hh, direction[d].W_hh, P, H);
-  }
-  W W_hr(const L& layer, int64_t d) const { return W::gate(0, layer.weights(d).W_hr, direction[d].W_hr, H, P); }
-
-  // Gives the packed weights of a layer their places.
-  void place_weights(Workspace& w, Direction* of) const {
-    const Shape& s = args.shape;
-    const int64_t widest = s.L > 1 && s.D * P > s.I ? s.D * P : s.I;
-    const auto right = [&](int64_t count, int64_t K, int64_t N) {
-      return w.take<char>(packed() ? count * Right::bytes(K, N) : 0);
-    };
-    for (int64_t d = 0; d < s.D; ++d) {
-      of[d].W_ih = right(G, widest, H);
-      of[d].W_hh = right(G, P, H);
-      of[d].W_hr = right(s.projected ? 1 : 0, H, P);
-      of[d].bias = w.take<T>(C * Hp);
-    }
-  }
-  size_t weights_bytes() const {
-    Workspace w{nullptr};
-    Direction nowhere[2];
-    place_weights(w, nowhere);
-    return w.used;
-  }
-  void use_kept(int64_t l) {
-    Workspace w{static_cast<char*>(args.kept) + l * weights_bytes()};
-    place_weights(w, direction);
-  }
+  int64_t workers() const { return by_layer ? 1 : args.plan.threads; }  // that use a set of buffers
 
   S* output(int64_t l) const {  // [R, D*P]
     if (l == args.shape.L - 1) return static_cast<S*>(args.y);
@@ -193,43 +141,6 @@ class Forward {
     const Range mine = team.part(args.seq.B);
     for (int64_t b = mine.begin; b < mine.end; ++b)
       for (int64_t k = round_up(K, kLane); k < Left::width(K); k += kLane) rows.write(b, k, Vec<T>{});
-  }
-
-  void pack(const L& layer, int64_t d, const Team& team) {
-    const LayerWeights& w = layer.weights(d);
-    if (team.rank == 0) {
-      T* bias = direction[d].bias;
-      for (int64_t i = 0; i < C * Hp; ++i) bias[i] = 0;
-      if (args.shape.bias)
-        for (int g = 0; g < G; ++g)
-          for (int64_t j = 0; j < H; ++j) {
-            bias[g * Hp + j] += widen(static_cast<const S*>(w.b_ih)[g * H + j]);
-            bias[Cell::hidden_column(g) * Hp + j] += widen(static_cast<const S*>(w.b_hh)[g * H + j]);
-          }
-    }
-    if (!packed()) return;
-    for (int g = 0; g < G; ++g) {
-      pack_transposed(W_ih(layer, d, g), team.part(panel_count<Product>(H)));
-      pack_transposed(W_hh(layer, d, g), team.part(panel_count<Product>(H)));
-    }
-    if (args.shape.projected) pack_transposed(W_hr(layer, d), team.part(panel_count<Product>(P)));
-  }
-
-  // C = bias + A W^T, or += A W^T, for the units of the panels. Weights that are not packed take no bias.
-  template <class Left>
-  void multiply(T* out, int64_t ldo, const Left& A, int64_t M, const W& w, Range panels, Into into, const Direction& z,
-                const Team& team, const T* bias = nullptr) {
-    if (packed()) {
-      Right whole_vectors = w.packed();
-      whole_vectors.N = round_up(w.N, kLane);  // behind the last unit come zeros
-      return product(out, ldo, A, M, whole_vectors, panels, into, bias);
-    }
-    if constexpr (Product::kOnFloats) {
-      const Range units{panels.begin * Product::kWidth, smaller(panels.end * Product::kWidth, w.N)};
-      if (args.plan.weights == Weights::as_they_lie)
-        return dot_product(out, ldo, A.data, A.ld, M, w.rows, w.K, w.K, units, into);
-    }
-    product_in_pieces(out, ldo, A, M, w, panels, into, z.piece + team.rank * piece_size);
   }
 
   // Rows of the layer's input as an operand: in place where they already are one, else copied.
@@ -271,7 +182,7 @@ class Forward {
       for (int turn = 0; turn < G; ++turn) {
         const int g = backwards ? G - 1 - turn : turn;
         T* sum = a + rows.begin * lda + Cell::hidden_column(g) * Hp;
-        multiply(sum, lda, h.at(rows.begin), rows.size(), W_hh(layer, d, g), group, Into::add, z, team);
+        weights.multiply(sum, lda, h.at(rows.begin), rows.size(), weights.W_hh(layer, d, g), group, Into::add, d, team);
       }
       for (int64_t b = rows.begin; b < rows.end; ++b) {
         S* tape = layer.tape(static_cast<S*>(args.tape), d, row + b, Cell::tape + projected);
@@ -303,7 +214,8 @@ class Forward {
     const Direction& z = direction[d];
     T* sum = z.projected + rows.begin * ldh;
     const Range panels{0, panel_count<Product>(P)};
-    multiply(sum, ldh, z.out.at(rows.begin), rows.size(), W_hr(layer, d), panels, Into::assign, z, team);
+    weights.multiply(sum, ldh, z.out.at(rows.begin), rows.size(), weights.W_hr(layer, d), panels, Into::assign, d,
+                     team);
     const int64_t ldy = layer.outputs();
     S* y = output(layer.l) + row * ldy + d * P;
     for (int64_t b = rows.begin; b < rows.end; ++b)
@@ -362,9 +274,11 @@ class Forward {
 
   const ForwardArgs& args;
   const int64_t H, P, Hp;
-  int64_t lda, ldh, ldc, chunk_rows, input_rows, input_bytes, piece_size;
+  const bool by_layer;  // one worker is on a layer, a chunk at a time
+  Workspace workspace;
+  ForwardWeights<Cell, S, Product> weights;
+  int64_t lda, ldh, ldc, chunk_rows, input_rows, input_bytes;
   bool past_caches;
-  size_t bytes;
   Direction direction[2];
   Progress* progress;
 };

@@ -34,6 +34,7 @@ namespace {
 #include "pieces.h"
 #include "layer.h"
 #include "wavefront.h"
+#include "forward_weights.h"
 #include "forward.h"
 #include "weight_gradients.h"
 #include "backward.h"
@@ -70,7 +71,10 @@ size_t kept_bytes(const ForwardArgs& args) {
 
 template <class Cell, class S>
 void keep(const ForwardArgs& args, const Team& team) {
-  with_product<S>(args.plan, [&](auto product) { Forward<Cell, S, decltype(product)>(args).keep(team); });
+  with_product<S>(args.plan, [&](auto product) {
+    [[maybe_unused]] const typename decltype(product)::Use use;
+    Forward<Cell, S, decltype(product)>(args).keep(team);
+  });
 }
 
 template <class Cell, int kGates, int kStates, int kTape, class S>

@@ -1,0 +1,125 @@
+// The weights of a layer as forward uses them: packed for this call, packed once and kept for many (args.kept), packed
+// piece by piece (pieces.h), or as they lie (dot.h).
+
+template <class Cell, class S, class Product>
+class ForwardWeights {
+  using T = Compute<S>;
+  using Right = typename Product::Right;
+  using W = Weight<Product, S>;
+  using L = Layer<S, ForwardArgs>;
+  static constexpr int G = Cell::gates, C = Cell::columns;
+  static constexpr int64_t kLane = kLanes<T>;
+
+  struct Packed {  // of one direction
+    char* W_ih;    // panels of W_ih^T, gate by gate
+    char* W_hh;    // panels of W_hh^T, gate by gate
+    char* W_hr;    // panels of W_hr^T
+    T* bias;       // [C, Hp]
+  };
+
+ public:
+  // Takes room in the workspace for what is packed, for each of `workers` where that is piece by piece; of what is kept,
+  // layer l's part.
+  ForwardWeights(const ForwardArgs& args, Workspace& w, int64_t workers, int64_t l)
+      : args(args), H(args.shape.H), P(args.shape.P), Hp(round_up(H, kLane)),
+        widest(args.shape.L > 1 && args.shape.D * P > args.shape.I ? args.shape.D * P : args.shape.I),
+        piece_size(args.plan.weights == Weights::in_pieces ? W::piece_bytes(widest > H ? widest : H) : 0) {
+    if (args.kept)
+      use_kept(l);
+    else
+      place(w, directions);
+    for (int64_t d = 0; d < args.shape.D; ++d) pieces[d] = w.take<char>(workers * piece_size);
+  }
+
+  bool packed() const { return args.plan.weights == Weights::packed; }
+  const T* bias(int64_t d, int column) const { return directions[d].bias + column * Hp; }
+
+  // What is kept of all layers: its size, and packing it.
+  size_t kept_bytes() const { return size_t(args.shape.L) * layer_bytes(); }
+  void keep(const Team& team) {
+    for (int64_t l = 0; l < args.shape.L; ++l) {
+      use_kept(l);
+      for (int64_t d = 0; d < args.shape.D; ++d) pack({args, l}, d, team);
+    }
+  }
+
+  void prepare(const L& layer, const Team& team) {
+    if (args.kept) return use_kept(layer.l);
+    for (int64_t d = 0; d < args.shape.D; ++d) pack(layer, d, team);
+  }
+
+  W W_ih(const L& layer, int64_t d, int g) const {
+    return W::gate(g, layer.weights(d).W_ih, directions[d].W_ih, layer.inputs(), H);
+  }
+  W W_hh(const L& layer, int64_t d, int g) const {
+    return W::gate(g, layer.weights(d).W_hh, directions[d].W_hh, P, H);
+  }
+  W W_hr(const L& layer, int64_t d) const { return W::gate(0, layer.weights(d).W_hr, directions[d].W_hr, H, P); }
+
+  // C = bias + A W^T, or += A W^T, for the units of the panels, W of direction d. Weights that are not packed take no
+  // bias.
+  template <class Left>
+  void multiply(T* out, int64_t ldo, const Left& A, int64_t M, const W& w, Range panels, Into into, int64_t d,
+                const Team& team, const T* bias = nullptr) const {
+    if (packed()) {
+      Right whole_vectors = w.packed();
+      whole_vectors.N = round_up(w.N, kLane);  // behind the last unit come zeros
+      return product(out, ldo, A, M, whole_vectors, panels, into, bias);
+    }
+    if constexpr (Product::kOnFloats) {
+      const Range units{panels.begin * Product::kWidth, smaller(panels.end * Product::kWidth, w.N)};
+      if (args.plan.weights == Weights::as_they_lie)
+        return dot_product(out, ldo, A.data, A.ld, M, w.rows, w.K, w.K, units, into);
+    }
+    product_in_pieces(out, ldo, A, M, w, panels, into, pieces[d] + team.rank * piece_size);
+  }
+
+ private:
+  // Gives what is packed of a layer its places.
+  void place(Workspace& w, Packed* of) const {
+    const auto right = [&](int64_t count, int64_t K, int64_t N) {
+      return w.take<char>(packed() ? count * Right::bytes(K, N) : 0);
+    };
+    for (int64_t d = 0; d < args.shape.D; ++d) {
+      of[d].W_ih = right(G, widest, H);
+      of[d].W_hh = right(G, P, H);
+      of[d].W_hr = right(args.shape.projected ? 1 : 0, H, P);
+      of[d].bias = w.template take<T>(C * Hp);
+    }
+  }
+  size_t layer_bytes() const {
+    Workspace w{nullptr};
+    Packed nowhere[2];
+    place(w, nowhere);
+    return w.used;
+  }
+  void use_kept(int64_t l) {
+    Workspace w{static_cast<char*>(args.kept) + l * layer_bytes()};
+    place(w, directions);
+  }
+
+  void pack(const L& layer, int64_t d, const Team& team) const {
+    const LayerWeights& w = layer.weights(d);
+    if (team.rank == 0) {
+      T* bias = directions[d].bias;
+      for (int64_t i = 0; i < C * Hp; ++i) bias[i] = 0;
+      if (args.shape.bias)
+        for (int g = 0; g < G; ++g)
+          for (int64_t j = 0; j < H; ++j) {
+            bias[g * Hp + j] += widen(static_cast<const S*>(w.b_ih)[g * H + j]);
+            bias[Cell::hidden_column(g) * Hp + j] += widen(static_cast<const S*>(w.b_hh)[g * H + j]);
+          }
+    }
+    if (!packed()) return;
+    for (int g = 0; g < G; ++g) {
+      pack_transposed(W_ih(layer, d, g), team.part(panel_count<Product>(H)));
+      pack_transposed(W_hh(layer, d, g), team.part(panel_count<Product>(H)));
+    }
+    if (args.shape.projected) pack_transposed(W_hr(layer, d), team.part(panel_count<Product>(P)));
+  }
+
+  const ForwardArgs& args;
+  const int64_t H, P, Hp, widest, piece_size;  // widest: features of the widest input of a layer
+  Packed directions[2];
+  char* pieces[2];  // [workers, piece_size]: a panel of a weight that is packed where it is used
+};
