@@ -36,6 +36,8 @@ int64_t steps_for(const Sequences& seq, int64_t rows) {
 std::atomic<Float32Product> chosen_product = Float32Product::automatic;
 
 Multiply multiply_for(const Sequences& seq, const Shape& shape, DType dtype, bool batch_invariant) {
+  if (dtype == DType::bfloat16 && multiplies_bfloat16() && float32_product() == Float32Product::automatic)
+    return Multiply::bf16;
   if (active() < Isa::amx || dtype == DType::float64) return Multiply::fma;
   if (float32_product() != Float32Product::automatic)
     return float32_product() == Float32Product::amx ? Multiply::amx : Multiply::fma;
@@ -63,10 +65,12 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   const bool one_step = seq.T == 1;
   const int64_t terms = seq.R * kTermsPerRow * (dtype == DType::bfloat16 ? 4 : 1);  // widened again for every four rows
   const bool few_rows = seq.R <= kUnpackedRows || (one_step && terms <= std::min(shape.I, shape.P));
-  if (!batch_invariant && plan.multiply == Multiply::fma && few_rows)
+  if (!batch_invariant && plan.multiply != Multiply::amx && few_rows) {
+    plan.multiply = Multiply::fma;
     plan.weights = Weights::as_they_lie;
-  else if (one_step)
+  } else if (one_step) {
     plan.weights = Weights::in_pieces;
+  }
 
   const double step_flops = 2.0 * (gates + shape.projected) * shape.H * shape.P;  // of one sequence and direction
   const double flops = double(seq.R) * shape.L * shape.D * (step_flops + 2.0 * gates * shape.H * shape.I);
@@ -79,7 +83,8 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   const int64_t workers = plan.split_directions ? (threads + 1) / 2 : threads;  // on one time loop
   if (workers == 1) return plan;
   const bool tiles = plan.multiply == Multiply::amx;
-  const bool streams = !tiles && row_bytes * shape.P > kCacheBytes;
+  const int64_t weight_bytes = row_bytes * shape.P / (plan.multiply == Multiply::bf16 ? 2 : 1);
+  const bool streams = !tiles && weight_bytes > kCacheBytes;
   const bool few = seq.B < (tiles ? kTileSequences : kSequencesPerWorker) * workers ||
                    (streams && seq.B <= kManySequencesPerWorker * workers);
   const double enough = tiles ? kFlopsForHiddenSplitOfTiles : kFlopsForHiddenSplit * workers;
@@ -90,6 +95,10 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   else if (seq.B >= kSequencesPerWorker * workers)
     plan.split = Split::batch;
   return plan;
+}
+
+const char* name(Multiply multiply) {
+  return multiply == Multiply::amx ? "amx" : multiply == Multiply::bf16 ? "bf16" : "fma";
 }
 
 const char* name(const Plan& plan) {

@@ -15,5 +15,6 @@ Float32Product float32_product();
 Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype, int threads, bool batch_invariant);
 
 const char* name(const Plan& plan);
+const char* name(Multiply multiply);
 
 }  // namespace rnn_ext
