@@ -38,7 +38,7 @@ class Explanation:
         plan: name of the kernels' plan; None on path "torch".
         isa: instruction set of the kernels; None on path "torch".
         threads: how many threads the call asks for.
-        product: how the kernels multiply, "fma" or "amx" (`set_float32_product`); None on path "torch".
+        product: how the kernels multiply, "fma", "amx" or "bf16" (`set_float32_product`); None on path "torch".
     """
 
     path: str

@@ -42,6 +42,10 @@ RNN_EXT_BF16 RNN_EXT_INLINE void add_pair_of_terms(__m512 (&sum)[M][NV], const u
 template <int M, int NV>
 RNN_EXT_BF16 void pair_tile(int64_t K, const uint16_t* A, int64_t lda, const uint16_t* b, int64_t panel_stride, float* C,
                             int64_t ldc, int64_t columns, const float* from, int64_t ldf) {
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)  // on its way while the sums are formed
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) __builtin_prefetch(C + m * ldc + v * 16, 1);
   __m512 sum[M][NV];
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
