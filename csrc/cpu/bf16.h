@@ -56,6 +56,8 @@ RNN_EXT_BF16 void pair_tile(int64_t K, const uint16_t* A, int64_t lda, const uin
 #pragma GCC unroll 4
   for (int i = 0; i < kAddresses; ++i) rows[i] = A + 3 * i * lda;
   for (int64_t k = 0; k + 1 < K; k += 2) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) __builtin_prefetch(b + v / 2 * panel_stride + (2 + v % 2) * kTile * kTileDepth);
     add_pair_of_terms<M, NV>(sum, rows, lda, b, panel_stride, -1);
 #pragma GCC unroll 4
     for (int i = 0; i < kAddresses; ++i) rows[i] += 2;
