@@ -4,12 +4,13 @@
 // The order of every sum is fixed, as in product.h: one chain over pairs of k from zero for each element, then added to
 // C. Numbers below 2^-126 count as zero: so does the instruction. Infinity and NaN keep their meaning.
 
-constexpr int kPairRows = 12;      // 24 accumulators of 32 registers
-constexpr int kPairSingle = 4;     // panels side by side where one row alone has too few chains
+constexpr int kPairRows = 12;   // by two vectors: 24 accumulators of 32 registers
+constexpr int kPairSingle = 4;  // panels side by side where one row alone has too few chains
 
 #define RNN_EXT_BF16 __attribute__((target("avx512bf16")))
 
-// sum += the two products of each pair of a and b.
+// sum += the two products of each pair of a and b. The plain twin, for tests on processors without the instruction,
+// keeps denormal numbers.
 #if defined(RNN_EXT_EMULATE_TILES)
 inline __m512 add_pairs(__m512 sum, __m512i a, __m512i b) {
   const VecF odd = fma((VecF)upper_halves(a), (VecF)upper_halves(b), (VecF)sum);
@@ -40,8 +41,8 @@ RNN_EXT_BF16 RNN_EXT_INLINE void add_pair_of_terms(__m512 (&sum)[M][NV], const u
 
 // C[M, N] = from + A[M, K] B[K, N] for M rows and NV vectors of columns, two a panel; `from` as in product.h's tile.
 template <int M, int NV>
-RNN_EXT_BF16 void pair_tile(int64_t K, const uint16_t* A, int64_t lda, const uint16_t* b, int64_t panel_stride, float* C,
-                            int64_t ldc, int64_t columns, const float* from, int64_t ldf) {
+RNN_EXT_BF16 void pair_tile(int64_t K, const uint16_t* A, int64_t lda, const uint16_t* b, int64_t panel_stride,
+                            float* C, int64_t ldc, int64_t columns, const float* from, int64_t ldf) {
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)  // on its way while the sums are formed
 #pragma GCC unroll 8
@@ -56,7 +57,7 @@ RNN_EXT_BF16 void pair_tile(int64_t K, const uint16_t* A, int64_t lda, const uin
 #pragma GCC unroll 4
   for (int i = 0; i < kAddresses; ++i) rows[i] = A + 3 * i * lda;
   for (int64_t k = 0; k + 1 < K; k += 2) {
-#pragma GCC unroll 8
+#pragma GCC unroll 8  // of the next block of k: the weights come from slower caches, and in two streams a panel
     for (int v = 0; v < NV; ++v) __builtin_prefetch(b + v / 2 * panel_stride + (2 + v % 2) * kTile * kTileDepth);
     add_pair_of_terms<M, NV>(sum, rows, lda, b, panel_stride, -1);
 #pragma GCC unroll 4
@@ -127,7 +128,7 @@ struct Bf16Product {
   static constexpr bool kOnFloats = false;
   static constexpr int64_t kWidth = Right::kWidth, kRowUnit = kPairRows, kSingle = kPairSingle;
   static constexpr int64_t kInputRows = 128;  // few enough to stay in a core's cache beside the weights
-  static constexpr int64_t kRightBytes = 512 * 1024, kLeftRows = 4 * kPairRows;
+  static constexpr int64_t kRightBytes = 512 * 1024, kLeftRows = kPairRows;
 
   struct Use {};
   static constexpr bool copies(int64_t, int64_t) { return true; }

@@ -1,5 +1,5 @@
-// Operands of products on bfloat16 numbers, AMX tiles' (amx.h) and vectors' (bf16.h): numbers in one or more parts of
-// 8 bits, pairs of neighbours along k together.
+// Operands of products that multiply bfloat16, on AMX tiles (amx.h) and on vectors (bf16.h): numbers in one or more
+// parts of 8 bits, neighbours along k together as pairs.
 
 constexpr int64_t kTile = 16;       // rows of a tile
 constexpr int64_t kTileDepth = 32;  // numbers per row of a tile, along k
@@ -29,8 +29,9 @@ inline VecF joined(const __m512i (&part)[kParts]) {
   return (VecF)_mm512_mask_add_ps((__m512)part[0], finite, (__m512)part[0], (__m512)rest);
 }
 
-// A left operand A[M, K] in parts, row by row, one part alone rounded; K is filled up with zeros to whole tiles by whoever fills the rows.
-// A tile may start at any row, so that any rows can be multiplied; up to kTile - 1 rows behind the last are read.
+// A left operand A[M, K] in parts, row by row; a single part is the number rounded to bfloat16. K is filled up with
+// zeros to whole tiles by whoever fills the rows. A tile may start at any row, so that any rows can be multiplied; up
+// to kTile - 1 rows behind the last are read.
 template <int kParts>
 struct SplitRows {
   uint16_t* data;
