@@ -77,9 +77,8 @@ py::tuple plan(const std::string& mode, int64_t T, int64_t B, int64_t R, int64_t
   seq.B = B;
   seq.R = R;
   const Shape shape{I, H, proj_size > 0 ? proj_size : H, L, D, true, proj_size > 0};
-  const Plan p = make_plan(seq, shape, cell_facts[cell].gates, checked_dtype(dtype), threads, batch_invariant,
-                           frozen);
-  return py::make_tuple(name(p), p.threads, p.multiply == Multiply::amx ? "amx" : "fma");
+  const Plan p = make_plan(seq, shape, cell_facts[cell].gates, checked_dtype(dtype), threads, batch_invariant, frozen);
+  return py::make_tuple(name(p), p.threads, name(p.multiply));
 }
 
 }  // namespace
@@ -96,6 +95,8 @@ PYBIND11_MODULE(_C, m) {
         "tiles (native, or emulated for tests on machines without AMX).");
   m.def("isa", [] { return name(active()); }, "Instruction set in use: the machine's best, capped by RNN_EXT_ISA.");
   m.def("available_isas", &available_isas, "Instruction sets that this machine can run, worst first.");
+  m.def("multiplies_bfloat16", &multiplies_bfloat16,
+        "Whether bfloat16 is multiplied by AVX512_BF16: the set in use is avx512 and the processor has it.");
   m.def("tape", [](const std::string& mode) { return cell_facts[checked_cell(mode)].tape; }, py::arg("mode"),
         "How many numbers per hidden unit and step the cell keeps for backward. Raises ValueError for an unknown mode.");
   m.def("plan", &plan, py::arg("mode"), py::arg("T"), py::arg("B"), py::arg("rows"), py::arg("I"), py::arg("H"),

@@ -55,7 +55,7 @@ struct LayerGradients {  // compute type, overwritten
 
 // How a call is carried out. Chosen from shape and thread count only (plan.cpp), never from the data.
 enum class Split : int { none, batch, hidden, layer };  // what the threads divide inside the time loop, or of a stack
-enum class Multiply : int { fma, amx, count };  // vectors, or tiles of bfloat16 parts (amx.h)
+enum class Multiply : int { fma, amx, bf16, count };  // vectors, tiles of bfloat16 parts (amx.h), pairs (bf16.h)
 enum class Weights : int {                     // how they become operands
   packed,      // all of them before the time loop
   in_pieces,   // piece by piece where a single step uses them: a piece stays in a core's cache until it is multiplied

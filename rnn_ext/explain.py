@@ -40,7 +40,7 @@ class Explanation:
         plan: name of the kernels' plan; None on path "torch".
         isa: instruction set of the kernels; None on path "torch".
         threads: how many threads the call asks for.
-        product: how the kernels multiply, "fma" or "amx" (`set_float32_product`); None on path "torch".
+        product: how the kernels multiply, "fma", "amx" or "bf16" (`set_float32_product`); None on path "torch".
         frozen: whether the call uses weights that `frozen` keeps packed.
         checkpoint_steps: the most steps in a segment, where the call asks for a gradient and `checkpoint_time` cuts it;
             plan and threads are then those of a segment. None for a call in one piece.

@@ -105,11 +105,14 @@ def set_float32_product(product: str) -> None:
 
     On AMX tiles a float32 number is taken apart into three bfloat16 numbers, whose six leading products are summed in
     float32: faster for batches, and closer to float64 than a chain of multiply-adds. Numbers below 2^-110 lose digits
-    there and those below 2^-126 count as zero. The environment variable RNN_EXT_FLOAT32_PRODUCT sets it at import.
+    there and those below 2^-126 count as zero. Where the instruction set in use is avx512 and the processor has
+    AVX512_BF16, bfloat16 is multiplied by its vdpbf16ps, at twice the rate of multiply-adds; numbers below 2^-126 count
+    as zero there too. The environment variable RNN_EXT_FLOAT32_PRODUCT sets it at import.
 
     Args:
-        product: "auto" (the default) for tiles where they are faster, judged by shape alone and never under
-            `batch_invariant`; "fma" for multiply-adds; "amx" for tiles at every shape.
+        product: "auto" (the default) for vdpbf16ps in bfloat16, except in the few rows that `batch_invariant` tells of,
+            and for tiles where they are faster, judged by shape alone and never under `batch_invariant`; "fma" for
+            multiply-adds; "amx" for tiles at every shape.
 
     Raises:
         ValueError: if product is none of these.

@@ -1,4 +1,4 @@
-"""The two ways to multiply: the choice between them, and that tiles keep the meaning of numbers that bfloat16 lacks."""
+"""The ways to multiply: the choice between them, and that tiles keep the meaning of numbers that bfloat16 lacks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from tests.test_isa import WIDE_CASES, check_against_float64
 from tests.tolerances import assert_close
 
 needs_tiles = pytest.mark.skipif(rnn_ext._C.isa() != "amx", reason="the instruction set in use has no AMX tiles")
+
+needs_pairs = pytest.mark.skipif(
+    not rnn_ext._C.multiplies_bfloat16(), reason="the instruction set in use is not avx512, or without AVX512_BF16"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -143,3 +147,73 @@ def test_gradients_of_infinite_outputs_mean_what_they_mean_to_multiply_adds():
         found[product] = torch.autograd.grad(layer(x)[0], [x, *layer.parameters()], dy)
     for a, b in zip(found["amx"], found["fma"], strict=True):
         assert torch.equal(a.isfinite(), b.isfinite())
+
+
+@needs_pairs
+def test_bfloat16_is_multiplied_in_pairs_whatever_the_batch():
+    layer, x = large_batch()
+    rnn_ext.set_float32_product("auto")
+    assert rnn_ext.explain(layer, x).product == "fma"
+    assert rnn_ext.explain(layer.double(), x.double()).product == "fma"
+    layer, x = layer.bfloat16(), x.bfloat16()
+    assert "products by bf16" in str(rnn_ext.explain(layer, x))
+    assert rnn_ext.explain(layer, x[:, :1]).product == "bf16"
+    assert rnn_ext.explain(layer, x[:2, :1]).product == "fma"  # few rows: the weights as they lie
+    with rnn_ext.batch_invariant():
+        assert rnn_ext.explain(layer, x[:2, :1]).product == "bf16"
+    rnn_ext.set_float32_product("fma")
+    assert rnn_ext.explain(layer, x).product == "fma"
+
+
+@needs_pairs
+def test_a_set_below_avx512_multiplies_bfloat16_by_multiply_adds():
+    code = "import rnn_ext; print(rnn_ext._C.multiplies_bfloat16())"
+    assert run_python(code, RNN_EXT_ISA="avx2") == "False"
+
+
+@needs_pairs
+@pytest.mark.sanitize
+@pytest.mark.parametrize("case", [c for c in EDGE_CASES + WIDE_CASES if c.dtype == torch.bfloat16], ids=str)
+def test_a_layer_on_pairs_is_right(case):
+    rnn_ext.set_float32_product("auto")
+    with rnn_ext.batch_invariant():  # few rows too
+        check_against_float64(case)
+
+
+@needs_pairs
+@pytest.mark.sanitize
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")], ids=str)
+@pytest.mark.parametrize("where", ["x", "weight_ih_l0", "weight_hh_l0", "dy"])
+@pytest.mark.parametrize("sizes", [(7, 19), (32, 64)], ids=str)
+def test_pairs_of_what_is_not_finite_mean_what_they_mean_to_multiply_adds(value, where, sizes):
+    """At odd sizes the last number of a row has no neighbour."""
+    torch.manual_seed(0)
+    layer = rnn_ext.RNN(*sizes, dtype=torch.bfloat16)
+    x, dy = torch.randn(6, 13, sizes[0]).bfloat16(), torch.randn(6, 13, sizes[1]).bfloat16()
+    with torch.no_grad():
+        {"x": x, "dy": dy, **dict(layer.named_parameters())}[where][..., 2, -1] = value
+    results = {}
+    for product in ("auto", "fma"):
+        rnn_ext.set_float32_product(product)
+        leaf = x.clone().requires_grad_()
+        y, _ = layer(leaf)
+        results[product] = [y, *torch.autograd.grad(y, [leaf, *layer.parameters()], dy)]
+    assert not all(result.isfinite().all() for result in results["fma"])
+    for actual, expected in zip(results["auto"], results["fma"], strict=True):
+        assert torch.equal(actual.isfinite(), expected.isfinite())
+        assert torch.equal(actual.isnan(), expected.isnan())
+
+
+@needs_pairs
+@pytest.mark.parametrize("sizes", [(1, 1), (31, 33), (66, 70)], ids=str)
+def test_pairs_give_the_numbers_of_multiply_adds(sizes):
+    """Of small integers, every product and sum is exact."""
+    layer = rnn_ext.RNN(*sizes, nonlinearity="relu", bias=False, dtype=torch.bfloat16)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight.copy_(torch.randint(-1, 2, weight.shape))
+    x = torch.randint(-2, 3, (1, 27, sizes[0])).bfloat16()
+    with rnn_ext.batch_invariant():
+        for batch in range(1, 28):
+            assert torch.equal(by("auto", layer, x[:, :batch]), by("fma", layer, x[:, :batch]))

@@ -10,15 +10,17 @@ from tests.subject import LAYERS, named_outputs
 from tests.tolerances import assert_close
 
 each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
+each_product = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
 
 @pytest.mark.sanitize
 @each_layer
+@each_product
 @pytest.mark.parametrize("batch", [2, 5, 17, 33])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")], ids=str)
-def test_one_sequence_that_is_not_finite_stays_alone(layer, batch, poison):
-    module = layer.make_ours(7, 19, 2, bidirectional=True)
-    clean, sick = torch.randn(6, batch, 7), batch // 2
+def test_one_sequence_that_is_not_finite_stays_alone(layer, dtype, batch, poison):
+    module = layer.make_ours(7, 19, 2, bidirectional=True, dtype=dtype)
+    clean, sick = torch.randn(6, batch, 7, dtype=dtype), batch // 2
     poisoned = clean.clone()
     poisoned[3, sick, 5] = poison
     healthy = [b for b in range(batch) if b != sick]
@@ -34,10 +36,11 @@ def test_one_sequence_that_is_not_finite_stays_alone(layer, batch, poison):
 
 @pytest.mark.sanitize
 @each_layer
+@each_product
 @pytest.mark.parametrize("sick", [0, 1, 4])
-def test_one_packed_sequence_that_is_not_finite_stays_alone(layer, sick):
-    module = layer.make_ours(7, 19, 2, bidirectional=True)
-    clean = [torch.randn(length, 7) for length in (6, 6, 5, 3, 1)]
+def test_one_packed_sequence_that_is_not_finite_stays_alone(layer, dtype, sick):
+    module = layer.make_ours(7, 19, 2, bidirectional=True, dtype=dtype)
+    clean = [torch.randn(length, 7, dtype=dtype) for length in (6, 6, 5, 3, 1)]
     poisoned = [x.clone() for x in clean]
     poisoned[sick][0] = float("nan")
     healthy = [b for b in range(5) if b != sick]
@@ -70,8 +73,10 @@ def test_what_is_not_finite_comes_out_where_torchs_does(layer, poison, where):
 
 @pytest.mark.sanitize
 @each_layer
-def test_a_gradient_that_is_not_finite_stays_in_its_sequence(layer):
-    module, x = layer.make_ours(7, 19, 2), torch.randn(6, 17, 7, requires_grad=True)
+@each_product
+def test_a_gradient_that_is_not_finite_stays_in_its_sequence(layer, dtype):
+    module = layer.make_ours(7, 19, 2, dtype=dtype)
+    x = torch.randn(6, 17, 7, dtype=dtype, requires_grad=True)
     y, _ = module(x)
     grad = torch.randn_like(y)
     [clean] = torch.autograd.grad(y, x, grad, retain_graph=True)

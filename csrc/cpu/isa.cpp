@@ -45,11 +45,10 @@ bool has_tiles([[maybe_unused]] unsigned saved) {
 #endif
 }
 
-// The tiles, and the AVX-512 conversions that the code beside them uses.
-bool has_amx(unsigned saved) {
+bool has_avx512_bf16() {
   constexpr unsigned avx512_bf16 = 1u << 5;
   unsigned a, b, c, d;
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && has(a, avx512_bf16) && has_tiles(saved);
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && has(a, avx512_bf16);
 }
 
 Isa probe() {
@@ -62,9 +61,11 @@ Isa probe() {
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !has(b, bit_AVX2 | bit_BMI2)) return Isa::baseline;
   if (!has(saved, zmm_saved)) return Isa::avx2;
   if (!has(b, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL)) return Isa::avx2;
-  return has_amx(saved) ? Isa::amx : Isa::avx512;
+  // Beside the tiles, AVX-512's conversions are used.
+  return has_avx512_bf16() && has_tiles(saved) ? Isa::amx : Isa::avx512;
 }
 #else
+bool has_avx512_bf16() { return false; }
 Isa probe() { return Isa::baseline; }
 #endif
 
@@ -99,6 +100,15 @@ Isa detect() {
 Isa active() {
   static const Isa isa = std::min(detect(), cap().value_or(detect()));
   return isa;
+}
+
+bool multiplies_bfloat16() {
+#if defined(RNN_EXT_EMULATE_TILES)
+  return active() == Isa::avx512;
+#else
+  static const bool found = active() == Isa::avx512 && has_avx512_bf16();
+  return found;
+#endif
 }
 
 const char* cap_error() {

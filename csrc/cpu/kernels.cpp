@@ -25,11 +25,16 @@ namespace {
 #include "../cells/gru.h"
 #include "product.h"
 #include "dot.h"
+#if defined(__AVX512F__)
+#include "parts.h"
+#endif
 #if defined(__AMX_BF16__)
 #if defined(RNN_EXT_EMULATE_TILES)
 #include "emulated_tiles.h"
 #endif
 #include "amx.h"
+#elif defined(__AVX512F__)
+#include "bf16.h"
 #endif
 #include "pieces.h"
 #include "layer.h"
@@ -46,6 +51,9 @@ auto with_product([[maybe_unused]] const Plan& plan, Act act) {
 #if defined(__AMX_BF16__)
   if constexpr (sizeof(S) <= sizeof(float))
     if (plan.multiply == Multiply::amx) return act(AmxProduct<S>{});
+#elif defined(__AVX512F__)
+  if constexpr (sizeof(S) < sizeof(float))
+    if (plan.multiply == Multiply::bf16) return act(Bf16Product{});
 #endif
   return act(FmaProduct<S>{});
 }

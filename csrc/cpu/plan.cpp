@@ -41,6 +41,9 @@ int64_t steps_for(const Sequences& seq, int64_t rows) {
 std::atomic<Float32Product> chosen_product = Float32Product::automatic;
 
 Multiply multiply_for(const Sequences& seq, const Shape& shape, DType dtype, bool batch_invariant) {
+  // Faster at every shape tried, H 32 to 1024, B 1 to 128, all cells.
+  if (dtype == DType::bfloat16 && multiplies_bfloat16() && float32_product() == Float32Product::automatic)
+    return Multiply::bf16;
   if (active() < Isa::amx || dtype == DType::float64) return Multiply::fma;
   if (float32_product() != Float32Product::automatic)
     return float32_product() == Float32Product::amx ? Multiply::amx : Multiply::fma;
@@ -68,11 +71,15 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   plan.backward_steps = steps_for(seq, std::clamp<int64_t>(shape.H, 256, 1024));
   const bool one_step = seq.T == 1;
   const int64_t terms = seq.R * kTermsPerRow * (dtype == DType::bfloat16 ? 4 : 1);  // widened again for every four rows
-  const bool few_rows = seq.R <= kUnpackedRows || (one_step && !frozen && terms <= std::min(shape.I, shape.P));
-  if (!batch_invariant && plan.multiply == Multiply::fma && few_rows)
+  const bool pairs = plan.multiply == Multiply::bf16;  // whose weights are packed in no time
+  const bool few_rows =
+      seq.R <= kUnpackedRows || (one_step && !frozen && !pairs && terms <= std::min(shape.I, shape.P));
+  if (!batch_invariant && plan.multiply != Multiply::amx && few_rows) {
+    plan.multiply = Multiply::fma;
     plan.weights = Weights::as_they_lie;
-  else if (one_step && !frozen)
+  } else if (one_step && !frozen) {
     plan.weights = Weights::in_pieces;
+  }
 
   const double step_flops = 2.0 * (gates + shape.projected) * shape.H * shape.P;  // of one sequence and direction
   const double flops = double(seq.R) * shape.L * shape.D * (step_flops + 2.0 * gates * shape.H * shape.I);
@@ -85,7 +92,8 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   const int64_t workers = plan.split_directions ? (threads + 1) / 2 : threads;  // on one time loop
   if (workers == 1) return plan;
   const bool tiles = plan.multiply == Multiply::amx;
-  const bool streams = !tiles && row_bytes * shape.P > kCacheBytes;
+  const int64_t weight_bytes = row_bytes * shape.P / (pairs ? 2 : 1);
+  const bool streams = !tiles && weight_bytes > kCacheBytes;
   const bool few = seq.B < (tiles ? kTileSequences : kSequencesPerWorker) * workers ||
                    (streams && seq.B <= kManySequencesPerWorker * workers);
   const double enough = tiles ? kFlopsForHiddenSplitOfTiles : kFlopsForHiddenSplit * workers;
@@ -108,6 +116,10 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   // No sum depends on these steps.
   if (plan.split == Split::layer) plan.forward_steps = plan.wavefront_steps = std::clamp<int64_t>(seq.T / 16, 8, 16);
   return plan;
+}
+
+const char* name(Multiply multiply) {
+  return multiply == Multiply::amx ? "amx" : multiply == Multiply::bf16 ? "bf16" : "fma";
 }
 
 const char* name(const Plan& plan) {

@@ -16,5 +16,6 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
                bool frozen);
 
 const char* name(const Plan& plan);
+const char* name(Multiply multiply);
 
 }  // namespace rnn_ext

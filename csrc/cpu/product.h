@@ -1,5 +1,5 @@
 // Matrix products on packed panels by multiply-add, and struct FmaProduct: what the time loops must know of a way to
-// multiply. amx.h has the other way.
+// multiply. amx.h and bf16.h have the other ways.
 //
 // The order of every sum is fixed: k runs in blocks of kBlock; inside a block one chain of fma from zero, in the
 // order of k; the blocks are added to C one after the other. So an element of C depends on its own row of A and
