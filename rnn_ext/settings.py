@@ -25,7 +25,7 @@ class batch_invariant:
     `with batch_invariant():` switches it on inside the block, `batch_invariant(True)` from now on, for all threads.
     It is off by default, where the same already holds except for calls with few rows, which use the weights as they lie
     and so sum in another order: no more than four rows (sequences times steps), or for a cell and any call of one step
-    a twelfth of the input size and of the hidden size (in bfloat16 a quarter of that).
+    a twelfth of the input size and of the hidden size (in bfloat16 a quarter of that, with AVX512_BF16 four).
 
     Args:
         enabled: on (the default) or off.
