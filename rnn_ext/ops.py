@@ -35,7 +35,7 @@ class Stack(NamedTuple):
 def forward(x, h_0, c_0, weights, batch_sizes, masks, stack, save, kept=None):
     """The operator: y, h_n, an LSTM's c_n and, if `save`, what backward needs. The arguments are `recurrent`'s."""
     invariant = settings.is_batch_invariant()
-    if not torch.compiler.is_compiling():
+    if x.is_cpu and not torch.compiler.is_compiling():
         out = _C.forward(x, h_0, c_0, weights, batch_sizes, masks, *stack, save, invariant, kept)
         if out is not NotImplemented:
             return out
@@ -48,9 +48,10 @@ def backward(x, h_0, weights, batch_sizes, masks, y, saved, dy, dh_n, dc_n, stac
     invariant = settings.is_batch_invariant()
     if torch.compiler.is_compiling():
         return _backward_op(*tensors, *stack, *needs, invariant)
-    out = _C.backward(x, h_0, weights, batch_sizes, masks, y, saved, dy, dh_n, dc_n, *stack, *needs, invariant)
-    if out is not NotImplemented:
-        return out
+    if x.is_cpu:
+        out = _C.backward(x, h_0, weights, batch_sizes, masks, y, saved, dy, dh_n, dc_n, *stack, *needs, invariant)
+        if out is not NotImplemented:
+            return out
     try:
         return _backward_op(*tensors, *stack, *needs, invariant)
     except RuntimeError as error:

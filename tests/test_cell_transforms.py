@@ -134,11 +134,11 @@ def test_a_sequence_depends_neither_on_the_rest_of_the_batch_nor_on_the_threads(
 @each_cell
 @each_dtype
 def test_rows_on_weights_as_they_lie_do_not_depend_on_each_other(cell, dtype):
-    """Without the promise, too: at these sizes a batch of five and all smaller ones go the same way."""
-    module = cell.make_ours(257, 257, dtype=dtype)
-    x, states = torch.randn(5, 257, dtype=dtype), [torch.randn(5, 257, dtype=dtype) for _ in cell.states]
+    """Without the promise, too: at these sizes a batch of five (four in bfloat16) and all smaller ones go one way."""
+    module, batch = cell.make_ours(257, 257, dtype=dtype), 4 if dtype == torch.bfloat16 else 5
+    x, states = torch.randn(batch, 257, dtype=dtype), [torch.randn(batch, 257, dtype=dtype) for _ in cell.states]
     whole = cell.named_outputs(module(x, cell.state(*states)))
-    for part in ([0], [4, 2], [3, 1, 0], slice(1, 5)):
+    for part in ([0], [batch - 1, 2], [3, 1, 0], slice(1, batch)):
         alone = cell.named_outputs(module(x[part], cell.state(*[s[part] for s in states])))
         for name, expected in whole.items():
             assert torch.equal(alone[name], expected[part]), (name, part)

@@ -171,7 +171,7 @@ struct Run {
   template <class Fill>
   void assign_or_add(const Tensor& out, bool adds, Fill fill) {
     if (!adds) return fill(out);
-    const Tensor part = empty({out.sizes().begin(), out.sizes().end()}, out.scalar_type(), out);
+    const Tensor part = empty(Sizes(out), out.scalar_type(), out);
     fill(part);
     const Add p{part.const_data_ptr(), out.mutable_data_ptr(), int64_t(out.numel())};
     check(with_storage(call.dtype, [&](auto kernels) { return kernels.run(p, on.stream); }));
