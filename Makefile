@@ -87,12 +87,12 @@ check-wheel: wheel
 	cd build/check-wheel && rm -rf tests benchmarks && cp -rp ../../tests ../../benchmarks ../../pyproject.toml . && \
 	  venv/bin/python -m pytest -q tests $(PYTEST_ARGS)
 
-# Compiles only, and not what needs Python's headers: no Arm machine or emulator runs the result.
+# Compiles only, and not what needs Python or CUDA: no Arm machine or emulator runs the result.
 ARM_CXX ?= aarch64-linux-gnu-g++
 arm: $(VENV)/built
 	@if command -v $(ARM_CXX) >/dev/null; then \
 	  torch=$$($(BIN)/python -c "import torch; print(torch.__path__[0])"); set -ex; \
-	  for source in $(filter-out csrc/module.cpp csrc/direct.cpp,$(filter %.cpp,$(SOURCES))); do \
+	  for source in $(filter-out csrc/module.cpp csrc/direct.cpp csrc/cuda/%,$(filter %.cpp,$(SOURCES))); do \
 	    $(ARM_CXX) -std=c++20 -O3 -ffp-contract=off -fPIC -Wall -Wextra -DRNN_EXT_ISA_NAMESPACE=isa_baseline \
 	      -DTORCH_TARGET_VERSION=0x020a000000000000 -isystem $$torch/include -c -o /dev/null $$source; done; \
 	else echo "arm: not checked, there is no $(ARM_CXX)"; fi
