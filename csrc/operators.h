@@ -1,5 +1,5 @@
 // The two operators, whatever the device: schemas, allocation of results, and the plain structs for the kernels.
-// A device has  forward(const Call&, ForwardArgs&, bool batch_invariant)  and  backward(const Call&, BackwardArgs&, bool).
+// A device has  forward(const Call&, ForwardArgs&, bool batch_invariant)  and the same  backward  for BackwardArgs.
 #pragma once
 #include "call.h"
 

@@ -89,7 +89,7 @@ struct ForwardArgs {
                                       // cell's and, with a projection, the cell's output behind it
   void* hidden = nullptr;             // [hidden_slots, R, D*P], outputs of the layers below the last
   int64_t hidden_slots = 0;           // L-1 when they are saved for backward, else at most 2
-  void* kept = nullptr;               // weights packed for an earlier call, or null: 64-byte aligned, kept_bytes() of it
+  void* kept = nullptr;               // weights that stay packed, or null: 64-byte aligned, kept_bytes() of it
   void* workspace = nullptr;          // likewise, workspace_bytes() of it
 };
 

@@ -39,7 +39,6 @@ class Backward {
       : args(args), H(args.shape.H), P(args.shape.P), Hp(round_up(H, kLane)), Hk(Gradients::width(H)),
         weight_gradients(args) {
     const Shape& s = args.shape;
-    const int64_t widest = s.L > 1 && s.D * P > s.I ? s.D * P : s.I;
     chunk_rows = smaller(args.plan.backward_steps, args.seq.T) * args.seq.B;
     width = C * Hk + (args.shape.projected ? Gradients::width(P) : 0);
     ldp = padded_stride<T>(round_up(P, kLane));
@@ -52,7 +51,7 @@ class Backward {
       const auto right = [&](int64_t count, int64_t K, int64_t N) {
         return w.take<char>(packed() ? count * Right::bytes(K, N) : 0);
       };
-      z.W_ih = right(args.dx || s.L > 1 ? G : 0, H, widest);
+      z.W_ih = right(args.dx || s.L > 1 ? G : 0, H, widest_input(s));
       z.W_hh = right(packs_hh() ? G : 0, H, P);
       z.W_hr = right(s.projected ? 1 : 0, P, H);
       z.piece = w.take<char>((by_layer ? 1 : args.plan.threads) * piece_size);

@@ -59,9 +59,10 @@ class KeptWeights {
 
   // By address, which nothing else can have while this owns the memory.
   bool same(const Tensors& weights) const {
-    return std::equal(weights.begin(), weights.end(), weights_.begin(), weights_.end(), [](const auto& a, const auto& b) {
+    const auto equal = [](const Tensor& a, const Tensor& b) {
       return a.const_data_ptr() == b.const_data_ptr() && a.scalar_type() == b.scalar_type() && a.numel() == b.numel();
-    });
+    };
+    return std::equal(weights.begin(), weights.end(), weights_.begin(), weights_.end(), equal);
   }
 
   std::mutex mutex_;
@@ -96,7 +97,8 @@ struct Cpu {
   }
 
   template <class Args>
-  static void run(const Call& call, Args& args, size_t (*bytes)(const Args&), void (*kernel)(const Args&, const Team&)) {
+  static void run(const Call& call, Args& args, size_t (*bytes)(const Args&),
+                  void (*kernel)(const Args&, const Team&)) {
     alignas(64) char small[kSmallWorkspace];  // allocating would cost more than a toy's products
     const size_t needed = bytes(args);
     Tensor large;

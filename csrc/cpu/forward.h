@@ -36,13 +36,12 @@ class Forward {
         workspace{static_cast<char*>(args.workspace), set, by_layer ? args.shape.L : 1},
         weights(args, workspace, workers(), set) {
     const Shape& s = args.shape;
-    const int64_t widest = s.L > 1 && s.D * P > s.I ? s.D * P : s.I;
     chunk_rows = smaller(args.plan.forward_steps, args.seq.T) * args.seq.B;
     lda = padded_stride<T>(C * Hp);
     ldh = padded_stride<T>(round_up(P, kLane));
     ldc = padded_stride<T>(Hp);
     input_rows = smaller(chunk_rows, Product::kInputRows);
-    input_bytes = round_up(States::bytes(input_rows, widest), 64);
+    input_bytes = round_up(States::bytes(input_rows, widest_input(s)), 64);
     past_caches = args.seq.R * s.D * P * int64_t(sizeof(S)) > kStreamBytes;
     const bool ahead = !by_layer && Chunks{args.seq.T, args.plan.forward_steps}.count() > 1;
     Workspace& w = workspace;

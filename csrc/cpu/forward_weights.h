@@ -18,11 +18,11 @@ class ForwardWeights {
   };
 
  public:
-  // Takes room in the workspace for what is packed, for each of `workers` where that is piece by piece; of what is kept,
-  // layer l's part.
+  // Takes room in the workspace for what is packed, for each of `workers` where that is piece by piece; or else takes
+  // layer l's part of what is kept.
   ForwardWeights(const ForwardArgs& args, Workspace& w, int64_t workers, int64_t l)
       : args(args), H(args.shape.H), P(args.shape.P), Hp(round_up(H, kLane)),
-        widest(args.shape.L > 1 && args.shape.D * P > args.shape.I ? args.shape.D * P : args.shape.I),
+        widest(widest_input(args.shape)),
         piece_size(args.plan.weights == Weights::in_pieces ? W::piece_bytes(widest > H ? widest : H) : 0) {
     if (args.kept)
       use_kept(l);
@@ -119,7 +119,7 @@ class ForwardWeights {
   }
 
   const ForwardArgs& args;
-  const int64_t H, P, Hp, widest, piece_size;  // widest: features of the widest input of a layer
+  const int64_t H, P, Hp, widest, piece_size;
   Packed directions[2];
   char* pieces[2];  // [workers, piece_size]: a panel of a weight that is packed where it is used
 };

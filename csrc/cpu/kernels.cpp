@@ -89,7 +89,8 @@ template <class Cell, int kGates, int kStates, int kTape, class S>
 constexpr Kernel kernel_of() {
   static_assert(Cell::gates == kGates && Cell::tape == kTape && (Cell::carry == Carry::cell) == (kStates == 2),
                 "the list of cells and the cell disagree");
-  return {kept_bytes<Cell, S>, keep<Cell, S>, workspace_bytes<Forward, Cell, S, ForwardArgs>, run<Forward, Cell, S, ForwardArgs>,
+  return {kept_bytes<Cell, S>, keep<Cell, S>,
+          workspace_bytes<Forward, Cell, S, ForwardArgs>, run<Forward, Cell, S, ForwardArgs>,
           workspace_bytes<Backward, Cell, S, BackwardArgs>, run<Backward, Cell, S, BackwardArgs>};
 }
 

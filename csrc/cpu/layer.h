@@ -60,6 +60,9 @@ constexpr int64_t panel_count(int64_t columns) {
   return (columns + Product::kWidth - 1) / Product::kWidth;
 }
 
+// Features of the widest input of a layer.
+inline int64_t widest_input(const Shape& s) { return s.L > 1 && s.D * s.P > s.I ? s.D * s.P : s.I; }
+
 // Args is ForwardArgs or BackwardArgs.
 template <class S, class Args>
 struct Layer {
