@@ -43,3 +43,24 @@ def same_start_for_every_test():
     yield
     torch.set_num_threads(threads)
     torch.set_grad_enabled(grad)
+
+
+@pytest.fixture
+def note_calls(monkeypatch):
+    """note_calls(owner, *names): the names of these functions of `owner`, in the order in which they are called."""
+
+    def start(owner, *names):
+        calls = []
+
+        def noted(name, function):
+            def call(*args):
+                calls.append(name)
+                return function(*args)
+
+            return call
+
+        for name in names:
+            monkeypatch.setattr(owner, name, noted(name, getattr(owner, name)))
+        return calls
+
+    return start

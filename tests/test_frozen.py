@@ -30,6 +30,14 @@ def assert_same_bits(actual, expected):
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
+def assert_frozen_changes_nothing(layer, module, x):
+    with rnn_ext.batch_invariant():
+        expected = call(layer, module, x)
+        with rnn_ext.frozen(module):
+            for _ in range(2):
+                assert_same_bits(call(layer, module, x), expected)
+
+
 @each_layer
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("options", [{}, {"num_layers": 3, "bidirectional": True}, {"bias": False}], ids=str)
@@ -37,11 +45,7 @@ def assert_same_bits(actual, expected):
 def test_a_frozen_layer_gives_the_same_bits(layer, dtype, options, time):
     module = layer.make_ours(7, 70, dtype=dtype, **options)
     x = torch.randn(time, 6, 7, dtype=dtype)
-    with rnn_ext.batch_invariant():
-        expected = call(layer, module, x)
-        with rnn_ext.frozen(module):
-            for _ in range(2):
-                assert_same_bits(call(layer, module, x), expected)
+    assert_frozen_changes_nothing(layer, module, x)
 
 
 @each_layer
@@ -58,11 +62,7 @@ def test_a_frozen_layer_takes_packed_sequences(layer):
 @pytest.mark.parametrize("batch", [1, 5, 20, 70])
 def test_a_frozen_cell_gives_the_same_bits(layer, dtype, batch):
     module, x = layer.make_ours(65, 65, dtype=dtype), torch.randn(batch, 65, dtype=dtype)
-    with rnn_ext.batch_invariant():
-        expected = call(layer, module, x)
-        with rnn_ext.frozen(module):
-            for _ in range(2):
-                assert_same_bits(call(layer, module, x), expected)
+    assert_frozen_changes_nothing(layer, module, x)
 
 
 @each_cell

@@ -186,20 +186,9 @@ def test_a_transform_is_right(case, transform):
 
 
 @pytest.fixture
-def operator_calls(monkeypatch):
+def operator_calls(note_calls):
     """The names of the operators called, in order."""
-    calls = []
-
-    def counted(name, operator):
-        def call(*args):
-            calls.append(name)
-            return operator(*args)
-
-        return call
-
-    for name in ("forward", "backward"):
-        monkeypatch.setattr(ops, name, counted(name, getattr(ops, name)))
-    return calls
+    return note_calls(ops, "forward", "backward")
 
 
 @each_layer_and_cell
