@@ -16,7 +16,6 @@ class Backward {
   using W = Weight<Product, S>;
   static constexpr int G = Cell::gates, C = Cell::columns;
   static constexpr int64_t kLane = kLanes<T>;
-  static constexpr int kTogether = Product::kWidth / kLane;  // vectors that a cell computes on at once
 
   struct Direction {
     char* W_ih;   // panels of W_ih, gate by gate
@@ -164,8 +163,11 @@ class Backward {
   void pack(const L& layer, int64_t d, const Team& team) {
     if (!packed()) return;
     for (int g = 0; g < G; ++g) {
-      if (dx(layer.l)) pack_rows(W_ih(layer, d, g), team.part(panel_count<Product>(layer.inputs())));
-      if (packs_hh()) pack_rows(W_hh(layer, d, g), team.part(panel_count<Product>(P)));
+      const auto mine = [&](int64_t columns) {
+        return panels_to_pack(args.plan, team, g, G, panel_count<Product>(columns));
+      };
+      if (dx(layer.l)) pack_rows(W_ih(layer, d, g), mine(layer.inputs()));
+      if (packs_hh()) pack_rows(W_hh(layer, d, g), mine(P));
     }
     if (args.shape.projected) pack_rows(W_hr(layer, d), team.part(panel_count<Product>(H)));
   }
@@ -189,7 +191,6 @@ class Backward {
     if (rows.size() <= 0) return;
 
     const bool last_layer = layer.l == args.shape.L - 1;
-    const S* y = output(layer.l) + row * ld + d * P;
     const S* dy = last_layer && args.dy ? static_cast<const S*>(args.dy) + row * ld + d * P : nullptr;
     const T* dy_above = last_layer ? nullptr : dx(layer.l + 1) + row * ld + d * P;
     const S* mask = last_layer ? nullptr : L{args, layer.l + 1}.mask();
@@ -230,31 +231,40 @@ class Backward {
       const Range group{p, smaller(p + together, panels.end)};
       const int64_t begin = p * Product::kWidth, end = smaller(group.end * Product::kWidth, H);
       if (!projected) output_gradient(z.dh, ldh, group);
-      for (int64_t b = rows.begin; b < rows.end; ++b) {
-        const S* tape = layer.tape(static_cast<const S*>(args.tape), d, row + b, Cell::tape + projected);
-        const S* out_t = projected ? tape + Cell::tape * H : y + b * ld;
-        const S* dc_n = layer.state(static_cast<const S*>(args.dc_n), d, b, H);
-        in_packs<T, kTogether>(begin, end, [&](auto size, int64_t j) {
-          constexpr int N = size.value;
-          using V = Pack<T, N>;
-          const int64_t left = H - j;
-          V kept[Cell::tape + 1], da_t[C], dh = load_pack<N>(z.dh + b * ldh + j, left), carry{};
-          for (int i = 0; i < Cell::tape; ++i) kept[i] = load_pack<N>(tape + i * H + j, left);
-          if constexpr (Cell::carry != Carry::none) {
-            if (b < next)
-              carry = load_pack<N>(z.carry + b * ldh + j);
-            else if (dc_n)
-              carry = load_pack<N>(dc_n + j, left);
-          }
-          if constexpr (Cell::carry == Carry::hidden) dh = dh + carry;
-          Cell::backward(kept, load_pack<N>(out_t + j, left), dh, carry, da_t);
-          for_vectors_of<T, N>(j, left, [&](int v, int64_t j, int64_t) {
-            if constexpr (Cell::carry != Carry::none) store(z.carry + b * ldh + j, carry.v[v]);
-            for (int i = 0; i < C; ++i) da.write(b, i * Hk + j, da_t[i].v[v]);
-          });
-        });
-      }
+      update(layer, d, row, da, rows, next, begin, end);
     }
+  }
+
+  // The cell: da of some sequences and units from dh. The first `next` sequences have a later step. All that it needs is
+  // in variables of its own, or else it would be read again after every store.
+  __attribute__((flatten)) void update(const L& layer, int64_t d, int64_t row, Gradients da, Range rows, int64_t next,
+                                       int64_t begin, int64_t end) const {
+    const bool projected = args.shape.projected;
+    const int64_t H = this->H, Hk = this->Hk, ldh = this->ldh, ldt = (Cell::tape + projected) * H;
+    const S* const tape = layer.tape(static_cast<const S*>(args.tape), d, row, Cell::tape + projected);
+    const S* const out = projected ? tape + Cell::tape * H : output(layer.l) + row * layer.outputs() + d * P;
+    const int64_t ld_out = projected ? ldt : layer.outputs();
+    const S* const dc_n = layer.state(static_cast<const S*>(args.dc_n), d, 0, H);
+    const T* const dh_t = direction[d].dh;
+    T* const carries = direction[d].carry;
+    in_packs<T, kTogether<Cell>>(rows, begin, end, [&](auto at) {
+      constexpr int N = at.vectors;
+      using V = Pack<T, N>;
+      V kept[Cell::tape + 1], da_t[C], dh = load_pack(at, dh_t, ldh), carry{};
+      for (int i = 0; i < Cell::tape; ++i) kept[i] = load_pack(at, tape + i * H, ldt);
+      if constexpr (Cell::carry != Carry::none)
+        carry = pack_of<T, N>([&](int v) {
+          const int64_t b = at.row(v), j = at.unit(v);
+          return b < next ? load(carries + b * ldh + j) : dc_n ? load(dc_n + b * H + j, at.left(v)) : Vec<T>{};
+        });
+      if constexpr (Cell::carry == Carry::hidden) dh = dh + carry;
+      Cell::backward(kept, load_pack(at, out, ld_out), dh, carry, da_t);
+      for_vectors_of<N>([&](int v) {
+        const int64_t b = at.row(v), j = at.unit(v);
+        if constexpr (Cell::carry != Carry::none) store(carries + b * ldh + j, carry.v[v]);
+        for (int i = 0; i < C; ++i) da.write(b, i * Hk + j, da_t[i].v[v]);
+      });
+    });
   }
 
   // Gradients of the initial states of the sequences in `which` that are this worker's; da is that of their first step.

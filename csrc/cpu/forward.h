@@ -12,8 +12,9 @@ class Forward {
   static constexpr int G = Cell::gates, C = Cell::columns;
   static constexpr bool kHasCell = Cell::carry == Carry::cell;
   static constexpr int64_t kLane = kLanes<T>;
-  static constexpr int kTogether = Product::kWidth / kLane;  // vectors that a cell computes on at once
-  static constexpr int64_t kStreamBytes = 4 * 1024 * 1024;  // an output larger than this is stored past the caches
+  // What is larger than this is stored past the caches: a result that may be read at once, and one that waits for
+  // backward.
+  static constexpr int64_t kStreamedOutput = 4 * 1024 * 1024, kStreamedTape = 6 * 1024 * 1024;
 
   struct Direction {
     T* a[2];      // [rows of a chunk, C, Hp]: pre-activations, of this chunk and of the next one
@@ -42,7 +43,9 @@ class Forward {
     ldc = padded_stride<T>(Hp);
     input_rows = smaller(chunk_rows, Product::kInputRows);
     input_bytes = round_up(States::bytes(input_rows, widest_input(s)), 64);
-    past_caches = args.seq.R * s.D * P * int64_t(sizeof(S)) > kStreamBytes;
+    const int64_t row_bytes = args.seq.R * s.D * int64_t(sizeof(S));
+    streams_y = row_bytes * P > kStreamedOutput;
+    streams_tape = row_bytes * s.L * (Cell::tape + s.projected) * H > kStreamedTape;
     const bool ahead = !by_layer && Chunks{args.seq.T, args.plan.forward_steps}.count() > 1;
     Workspace& w = workspace;
     for (int64_t d = 0; d < s.D; ++d) {
@@ -167,10 +170,6 @@ class Forward {
   void step(const L& layer, int64_t d, int64_t row, T* a, const States& h, const States& h_next, Range rows,
             Range panels, bool backwards, const Team& team) {
     if (rows.size() <= 0) return;
-    const Direction& z = direction[d];
-    const int64_t ldy = layer.outputs();
-    S* y = output(layer.l) + row * ldy + d * P;
-    const bool projected = args.shape.projected;
     const int64_t together = rows.size() == 1 ? Product::kSingle : 1;
     const int64_t groups = (panels.size() + together - 1) / together;
     for (int64_t i = 0; i < groups; ++i) {
@@ -183,29 +182,46 @@ class Forward {
         T* sum = a + rows.begin * lda + Cell::hidden_column(g) * Hp;
         weights.multiply(sum, lda, h.at(rows.begin), rows.size(), weights.W_hh(layer, d, g), group, Into::add, d, team);
       }
-      for (int64_t b = rows.begin; b < rows.end; ++b) {
-        S* tape = layer.tape(static_cast<S*>(args.tape), d, row + b, Cell::tape + projected);
-        in_packs<T, kTogether>(begin, end, [&](auto size, int64_t j) {
-          constexpr int N = size.value;
-          using V = Pack<T, N>;
-          V in[C], kept[Cell::tape + 1], h_before{}, c{};
-          for (int i = 0; i < C; ++i) in[i] = load_pack<N>(a + b * lda + i * Hp + j);
-          if constexpr (kHasCell) c = load_pack<N>(z.c + b * ldc + j);
-          if constexpr (Cell::carry == Carry::hidden)
-            h_before = pack_of<T, N>([&](int v) { return h.read(b, j + v * kLane); });
-          const V out = Cell::forward(in, h_before, c, kept);
-          for_vectors_of<T, N>(j, H - j, [&](int v, int64_t j, int64_t left) {
-            if constexpr (kHasCell) store(z.c + b * ldc + j, c.v[v]);
-            if (projected)
-              z.out.write(b, j, out.v[v]);
-            else
-              put(h_next, b, j, y + b * ldy + j, out.v[v], left);
-            for (int i = 0; tape && i < Cell::tape; ++i) put(tape + i * H + j, kept[i].v[v], left);
-            if (tape && projected) put(tape + Cell::tape * H + j, out.v[v], left);
-          });
-        });
-      }
+      update(layer, d, row, a, h, h_next, rows, begin, end);
     }
+  }
+
+  // The cell: h_t of some sequences and units from their pre-activations. All that it needs is in variables of its own,
+  // or else it would be read again after every store.
+  __attribute__((flatten)) void update(const L& layer, int64_t d, int64_t row, const T* a, States h, States h_next,
+                                       Range rows, int64_t begin, int64_t end) const {
+    const bool projected = args.shape.projected, streams_y = this->streams_y, streams_tape = this->streams_tape;
+    const int64_t H = this->H, Hp = this->Hp, lda = this->lda, ldc = this->ldc, ldy = layer.outputs();
+    const int64_t ldt = (Cell::tape + projected) * H;
+    S* const y = output(layer.l) + row * ldy + d * P;
+    S* const tape = layer.tape(static_cast<S*>(args.tape), d, row, Cell::tape + projected);
+    T* const c_t = direction[d].c;
+    const Unrounded out_t = direction[d].out;
+    in_packs<T, kTogether<Cell>>(rows, begin, end, [&](auto at) {
+      constexpr int N = at.vectors;
+      using V = Pack<T, N>;
+      V in[C], kept[Cell::tape + 1], h_before{}, c{};
+      for (int i = 0; i < C; ++i) in[i] = load_pack(at, a + i * Hp, lda);
+      if constexpr (kHasCell) c = load_pack(at, c_t, ldc);
+      if constexpr (Cell::carry == Carry::hidden)
+        h_before = pack_of<T, N>([&](int v) { return h.read(at.row(v), at.unit(v)); });
+      const V out = Cell::forward(in, h_before, c, kept);
+      for_vectors_of<N>([&](int v) {
+        const int64_t b = at.row(v), j = at.unit(v), left = at.left(v);
+        if constexpr (kHasCell) store(c_t + b * ldc + j, c.v[v]);
+        if (projected) {
+          out_t.write(b, j, out.v[v]);
+        } else {
+          const Vec<T> stored = as_stored<S>(out.v[v]);
+          h_next.write(b, j, stored);
+          put(y + b * ldy + j, stored, left, streams_y);
+        }
+        if (!tape) return;
+        S* const t = tape + b * ldt + j;
+        for (int i = 0; i < Cell::tape; ++i) put(t + i * H, kept[i].v[v], left, streams_tape);
+        if (projected) put(t + Cell::tape * H, out.v[v], left, streams_tape);
+      });
+    });
   }
 
   // h_t = W_hr out of the same sequences.
@@ -220,18 +236,14 @@ class Forward {
     for (int64_t b = rows.begin; b < rows.end; ++b)
       for (int64_t j = 0; j < P; j += kLane) {
         // Beside a product's results there may be anything.
-        const Vec<T> v = load(z.projected + b * ldh + j, P - j);
-        put(h, b, j, y + b * ldy + j, v, P - j);
+        const Vec<T> v = as_stored<S>(load(z.projected + b * ldh + j, P - j));
+        h.write(b, j, v);
+        put(y + b * ldy + j, v, P - j, streams_y);
       }
   }
 
-  // Up to a vector of h_t of sequence b, for the next step and for the output.
-  void put(const States& h, int64_t b, int64_t j, S* y, Vec<T> v, int64_t count) const {
-    v = as_stored<S>(v);
-    h.write(b, j, v);
-    put(y, v, count);
-  }
-  void put(S* p, Vec<T> v, int64_t count) const {
+  // Up to a vector of a result.
+  static void put(S* p, Vec<T> v, int64_t count, bool past_caches) {
     if (past_caches)
       stream(p, v, count);
     else
@@ -277,7 +289,7 @@ class Forward {
   Workspace workspace;
   ForwardWeights<Cell, S, Product> weights;
   int64_t lda, ldh, ldc, chunk_rows, input_rows, input_bytes;
-  bool past_caches;
+  bool streams_y, streams_tape;
   Direction direction[2];
   Progress* progress;
 };

@@ -112,8 +112,9 @@ class ForwardWeights {
     }
     if (!packed()) return;
     for (int g = 0; g < G; ++g) {
-      pack_transposed(W_ih(layer, d, g), team.part(panel_count<Product>(H)));
-      pack_transposed(W_hh(layer, d, g), team.part(panel_count<Product>(H)));
+      const Range mine = panels_to_pack(args.plan, team, g, G, panel_count<Product>(H));
+      pack_transposed(W_ih(layer, d, g), mine);
+      pack_transposed(W_hh(layer, d, g), mine);
     }
     if (args.shape.projected) pack_transposed(W_hr(layer, d), team.part(panel_count<Product>(P)));
   }

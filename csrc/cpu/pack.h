@@ -1,5 +1,15 @@
-// N vectors of hidden units side by side: what a cell computes on. A cell is one long chain of operations; those of
-// several vectors, operation by operation in turn, fill the time in which one would wait for its own results.
+// N vectors of hidden units: what a cell computes on. A cell is one long chain of operations; those of several vectors,
+// operation by operation in turn, fill the time in which one would wait for its own results.
+
+template <class Cell>
+constexpr int kTogether = Cell::columns == 1 ? 4 : 2;  // as many as leave enough registers
+
+struct True {
+  constexpr operator bool() const { return true; }
+};
+struct False {
+  constexpr operator bool() const { return false; }
+};
 
 template <class T, int N>
 struct Pack {
@@ -46,31 +56,47 @@ inline Pack<T, N> fma(const Pack<T, N>& a, const B& b, const C& c) {
   return pack_of<T, N>([&](int i) { return fma(a.v[i], nth<T>(b, i), nth<T>(c, i)); });
 }
 
-// The first n numbers at p; the last vector may be a part of one, the others are whole.
-template <int N, class S>
-inline Pack<Compute<S>, N> load_pack(const S* p, int64_t n) {
-  constexpr int kLane = kLanes<Compute<S>>;
-  return pack_of<Compute<S>, N>([&](int i) { return i < N - 1 ? load(p + i * kLane) : load(p + i * kLane, n - i * kLane); });
-}
-template <int N, class S>
-inline Pack<Compute<S>, N> load_pack(const S* p) {
-  return pack_of<Compute<S>, N>([&](int i) { return load(p + i * kLanes<Compute<S>>); });
-}
-
-// Calls act(i, j, n) for each vector of a pack of which n numbers are wanted: it begins at j, and n are left there.
-template <class T, int N, class Act>
-inline void for_vectors_of(int64_t j, int64_t n, Act act) {
-#pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) act(i, j + i * kLanes<T>, n - i * kLanes<T>);
-}
-
-// Calls act(Size<n>, j) for the units [begin, end), n vectors of them at a time: N while there are so many, then fewer.
-template <int N>
-struct Size {
-  static constexpr int value = N;
+// Where the vectors of a pack lie in rows of units: W side by side in each of N / W rows, the first at row b and unit j.
+// Unless they are whole vectors, the units end at `end`.
+template <class T, int N, int W, bool kWhole>
+struct Place {
+  static constexpr int vectors = N;
+  int64_t b, j, end;
+  int64_t row(int i) const { return b + i / W; }
+  int64_t unit(int i) const { return j + i % W * kLanes<T>; }
+  int64_t left(int i) const { return kWhole ? kLanes<T> : end - unit(i); }
 };
+
+// Calls act(i) for the vectors of a pack.
+template <int N, class Act>
+inline void for_vectors_of(Act act) {
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) act(i);
+}
+
+// p[rows, units]: its rows are ld numbers apart.
+template <class T, int N, int W, bool kWhole, class S>
+inline Pack<T, N> load_pack(const Place<T, N, W, kWhole>& at, const S* p, int64_t ld) {
+  return pack_of<T, N>([&](int i) { return load(p + at.row(i) * ld + at.unit(i), at.left(i)); });
+}
+
+// Calls act(Place) until every row and every unit of [begin, end) has been in a pack: N vectors of a row while there are
+// so many, and of what is left of the units one vector of each of N rows.
 template <class T, int N, class Act>
-inline void in_packs(int64_t begin, int64_t end, Act act) {
-  for (; begin + (N - 1) * kLanes<T> < end; begin += N * kLanes<T>) act(Size<N>{}, begin);
-  if constexpr (N > 1) in_packs<T, N / 2>(begin, end, act);
+inline void in_packs(Range rows, int64_t begin, int64_t end, Act act) {
+  constexpr int64_t kLane = kLanes<T>;
+  const int64_t packs_end = begin + (end - begin) / (N * kLane) * (N * kLane);
+  for (int64_t b = rows.begin; b < rows.end; ++b)
+    for (int64_t j = begin; j < packs_end; j += N * kLane) act(Place<T, N, N, true>{b, j, end});
+  for (int64_t j = packs_end; j < end; j += kLane) {
+    const auto vectors_of_rows = [&](auto whole) {
+      int64_t b = rows.begin;
+      for (; b + N <= rows.end; b += N) act(Place<T, N, 1, whole>{b, j, end});
+      for (; b < rows.end; ++b) act(Place<T, 1, 1, whole>{b, j, end});
+    };
+    if (j + kLane <= end)
+      vectors_of_rows(True{});
+    else
+      vectors_of_rows(False{});
+  }
 }

@@ -31,6 +31,14 @@ void pack_rows(const Weight<Product, S>& W, Range panels) {
   pack_rows(W.packed(), [&](int64_t k, int64_t n, int64_t count) { return load(W.rows + k * W.N + n, count); }, panels);
 }
 
+// The panels of gate g that a worker packs, where each of G gates has `count`. With a split of the units, those of every
+// gate that it will use; else an equal share of all.
+inline Range panels_to_pack(const Plan& plan, const Team& team, int g, int G, int64_t count) {
+  if (plan.split == Split::hidden) return team.part(count);
+  const Range all = team.part(G * count);
+  return {all.begin > g * count ? all.begin - g * count : 0, smaller(all.end - g * count, count)};
+}
+
 // C[M, units of the panels] = or += A[M, K] W[N, K]^T.
 template <class Left, class Product, class S>
 void product_in_pieces(Compute<S>* C, int64_t ldc, const Left& A, int64_t M, const Weight<Product, S>& W, Range panels,

@@ -1,8 +1,8 @@
 // Matrix products on packed panels by multiply-add, and struct FmaProduct: what the time loops must know of a way to
 // multiply. amx.h and bf16.h have the other ways.
 //
-// The order of every sum is fixed: k runs in blocks of kBlock; inside a block one chain of fma from zero, in the
-// order of k; the blocks are added to C one after the other. So an element of C depends on its own row of A and
+// The order of every sum is fixed: k runs in equal blocks of about kBlock; inside a block one chain of fma from zero, in
+// the order of k; the blocks are added to C one after the other. So an element of C depends on its own row of A and
 // column of B alone: not on the size of the batch, its place in it, the panel width or the number of threads.
 
 constexpr int64_t kBlock = 256;
@@ -83,7 +83,7 @@ struct Panels {
   int64_t columns(int64_t p) const { return smaller(kPanelWidth<T>, N - p * kPanelWidth<T>); }
   int64_t width(int64_t p) const { return round_up(columns(p), kLanes<T>); }
   int64_t row_stride(int64_t p) const { return packed ? width(p) : N; }
-  static int64_t bytes(int64_t K, int64_t N) { return K * round_up(N, kPanelWidth<T>) * int64_t(sizeof(T)); }
+  static int64_t bytes(int64_t K, int64_t N) { return K * round_up(N, kLanes<T>) * int64_t(sizeof(T)); }
   static Panels of(void* memory, int64_t K, int64_t N) { return {static_cast<T*>(memory), K, N}; }
 };
 
@@ -214,14 +214,15 @@ void panel_product(T* C, int64_t ldc, const T* A, int64_t lda, int64_t M, const 
     }
     return;
   }
+  const int64_t blocks = B.K < kBlock ? 1 : (B.K + kBlock / 2) / kBlock;
   for (int64_t p = panels.begin; p < panels.end;) {
     const bool side_by_side = M == 1 && p + kSinglePanels <= panels.end &&
                               B.width(p + kSinglePanels - 1) == kPanelWidth<T>;
     const int64_t last = side_by_side ? p + kSinglePanels - 1 : p;
     const int64_t columns = (last - p) * kPanelWidth<T> + B.columns(last);
     const int64_t ldb = B.row_stride(p);
-    for (int64_t k0 = 0; k0 == 0 || k0 < B.K; k0 += kBlock) {
-      const int64_t K = smaller(kBlock, B.K - k0);
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t k0 = B.K * block / blocks, K = B.K * (block + 1) / blocks - k0;
       const T* b = B.panel(p) + k0 * ldb;
       const bool onto_C = k0 > 0 || into == Into::add;
       for (int64_t i = 0; i < tiles; ++i) {

@@ -11,6 +11,7 @@ class WeightGradients {
   using L = Layer<S, BackwardArgs>;
   static constexpr int G = Cell::gates, C = Cell::columns;
   static constexpr int64_t kLane = kLanes<T>;
+  static constexpr int64_t kColumns = Product::kOnFloats ? kLane : Product::kWidth;  // that a worker takes at least
 
  public:
   explicit WeightGradients(const BackwardArgs& args) : args(args), H(args.shape.H), P(args.shape.P), Hk(Gradients::width(H)) {}
@@ -33,9 +34,9 @@ class WeightGradients {
     const LayerGradients& out = args.gradients[layer.l * args.shape.D + d];
     void* const dW[] = {out.dW_ih, out.dW_hh, out.dW_hr};
     const int64_t columns[] = {layer.inputs(), P, args.shape.projected ? H : 0};
-    int64_t panels = 0;
-    for (const int64_t N : columns) panels += panel_count<Product>(N);
-    Range mine = team.part(panels);
+    int64_t all = 0;
+    for (const int64_t N : columns) all += round_up(N, kColumns);
+    Range mine = team.part(all, kColumns);
     const bool first = c.end == args.seq.T;  // chunks come in reverse
     const Transposed left = Product::transposed(da_T, da, width, chunk_rows);
     if (Product::copies(width, chunk_rows)) {
@@ -45,31 +46,32 @@ class WeightGradients {
     char* mine_packed = panel + team.rank * panel_bytes();
     const S** from = sources + team.rank * chunk_rows;
     for (int w = ih; w <= hr && mine.end > 0; ++w) {
-      const int64_t N = columns[w], end = smaller(mine.end, panel_count<Product>(N));
+      const int64_t N = columns[w], end = smaller(mine.end, N);
       const S* mask = w == ih ? layer.mask() : nullptr;
       if (mine.begin < end) {
         if (w == ih) layer.input_rows(below, rows, from);
         if (w == hh) layer.previous_rows(own, d, c, from);
         if (w == hr) layer.unprojected_rows(Cell::tape, d, rows, from);
       }
-      for (int64_t p = mine.begin, count; p < end; p += count) {
-        count = smaller(panels_at_once(), end - p);
-        const int64_t column = p * Product::kWidth, M = w == hr ? P : H;
-        const Right B = Right::of(mine_packed, rows.size(), smaller(count * Product::kWidth, N - column));
+      for (int64_t column = mine.begin, count; column < end; column += count) {
+        count = smaller(panels_at_once() * Product::kWidth, end - column);
+        const int64_t M = w == hr ? P : H;
+        const Right B = Right::of(mine_packed, rows.size(), count);
         const auto row = [&](int64_t k, int64_t n, int64_t count) {
           if (!from[k]) return Vec<T>{};
           const Vec<T> v = load(from[k] + column + n, count);
           return mask ? as_stored<S>(v * load(mask + (rows.begin + k) * N + column + n, count)) : v;
         };
-        pack_rows(B, row, Range{0, count});
+        const Range panels{0, B.count()};
+        pack_rows(B, row, panels);
         for (int g = 0; g < (w == hr ? 1 : G); ++g) {
           const int column_of_da = w == hr ? C : w == hh ? Cell::hidden_column(g) : g;
           for (int64_t m = 0; m < M; m += Product::kLeftRows)
             product(static_cast<T*>(dW[w]) + (g * M + m) * N + column, N, left.at(column_of_da * Hk + m),
-                    smaller(Product::kLeftRows, M - m), B, Range{0, count}, first ? Into::assign : Into::add);
+                    smaller(Product::kLeftRows, M - m), B, panels, first ? Into::assign : Into::add);
         }
       }
-      const int64_t done = panel_count<Product>(N);
+      const int64_t done = round_up(N, kColumns);
       mine = {mine.begin > done ? mine.begin - done : 0, mine.end - done};
     }
     if (args.shape.bias) bias_gradients(out, first, rows.size(), da, team);
