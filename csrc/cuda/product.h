@@ -28,7 +28,7 @@ RNN_EXT_DEVICE T sum_over_lanes(T* value, int lanes = kWarp / 2) {
 }
 
 template <class S>
-RNN_EXT_DEVICE void unpack(const Line& line, Compute<S>* values) {
+RNN_EXT_DEVICE void unpack(Line line, Compute<S>* values) {
   S stored[kPerLine<S>];
   __builtin_memcpy(stored, &line, sizeof line);
   RNN_EXT_UNROLL
