@@ -19,7 +19,7 @@ namespace rnn_ext::cuda {
 
 using At = std::source_location;
 
-inline constexpr int kThreads = 64;  // two warps: enough for whatever can go wrong between warps
+inline const int& kThreads = cuda_emulator::limits().threads;  // of a block
 inline constexpr int kWarp = 32;
 
 inline int thread() { return cuda_emulator::position().thread; }
