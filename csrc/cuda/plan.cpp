@@ -47,7 +47,7 @@ Geometry complete(Geometry g, const LoopShape& s, const DeviceLimits& device) {
   const int64_t warps = device.threads / 32;
   double least = 0;
   for (int64_t slices = 1; slices <= std::clamp<int64_t>(runs, 1, warps); ++slices) {
-    const double cost = double(ceil_divide(jobs * slices, warps)) / double(slices) + 0.02 * double(slices);
+    const double cost = double(ceil_divide(jobs * slices, warps)) / double(slices) + 0.015 * double(slices);
     if (slices == 1 || cost < least) g.slices = int(slices), least = cost;
   }
   if (g.held) {  // one row tile and one slice to each warp, if that is few enough fragments for its registers
@@ -62,10 +62,11 @@ Geometry complete(Geometry g, const LoopShape& s, const DeviceLimits& device) {
 double cycles_of(const Geometry& g, const LoopShape& s, const DeviceLimits& device) {
   const double rows = double(g.units) * s.rows_per_unit, sequences = g.sequences, K = double(s.K);
   const double padded_rows = g.fragments ? double(round_up(int64_t(rows), 16)) : rows;
-  const double padded_sequences = g.fragments ? double(round_up(g.sequences, 8)) : sequences;
+  const double tiles = double(ceil_divide(g.sequences, g.tile));
+  const double padded_sequences = g.fragments ? tiles * double(round_up(g.tile, 8)) : sequences;
   const double rate = rate_of(g.fragments, s);
   const double product = std::max(padded_rows * padded_sequences * K / rate,
-                                  (g.held ? 0 : rows) * K * s.storage * double(ceil_divide(g.sequences, g.fragments ? 16 : 4)) / kSharedBytes);
+                                  (g.held ? 0 : rows) * K * s.storage * tiles * double(ceil_divide(g.tile, g.fragments ? 16 : 4)) / kSharedBytes);
   double staging = sequences * K * s.storage / kGlobalBytes;
   if (!g.resident) staging += rows * K * s.storage / kGlobalBytes;
   if (g.cluster) staging = sequences * rows / s.rows_per_unit * (s.K / s.H) * s.storage * g.unit_blocks / kGlobalBytes;
