@@ -44,10 +44,11 @@ template <class T>
 T load_fresh(const T* p) {
   return *p;
 }
-inline void copy_async(void* to_shared, const void* from) {
-  if (reinterpret_cast<uintptr_t>(to_shared) % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0)
+template <int bytes>
+void copy_async(void* to_shared, const void* from) {
+  if (reinterpret_cast<uintptr_t>(to_shared) % bytes != 0 || reinterpret_cast<uintptr_t>(from) % bytes != 0)
     cuda_emulator::fail("copy_async of misaligned memory");
-  std::memcpy(to_shared, from, 16);
+  std::memcpy(to_shared, from, bytes);
 }
 inline void copies_done() {}
 
