@@ -149,7 +149,7 @@ def test_more_steps_than_one_launch_writes_into_the_tables(emulator):
 @pytest.mark.parametrize("batch, hidden_size", [(1, 256), (8, 512), (16, 768), (64, 512)])
 @pytest.mark.parametrize("layer", [LSTM, GRU], ids=str)
 def test_the_plans_of_a_large_gpu_give_what_the_cpu_kernels_give(emulator, layer, batch, hidden_size, dtype):
-    emulator.device(multiprocessors=132, shared_bytes=232_448, cluster_blocks=16)
+    emulator.device(multiprocessors=132, shared_bytes=232_448, cluster_blocks=16, threads=256)
     case = Case(layer, 16, hidden_size, dtype=dtype, lengths=(3,) * batch)
     actual = case.run_ours()
     emulator.monkeypatch.undo()

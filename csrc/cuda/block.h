@@ -6,7 +6,7 @@
 
 namespace rnn_ext::cuda {
 
-// kHeld: the weights' fragments stay in registers.
+// kHeld: W stays in registers and shared memory, for the tensor cores.
 template <class S, bool kHeld>
 struct BlockWork {
   using T = Compute<S>;
@@ -19,7 +19,7 @@ struct BlockWork {
   T *parts, *sums, *h, *carry;
   uint32_t* flags;         // of the group: how many results each of its blocks has published
   uint32_t published = 0;  // by this block
-  HeldFragments fragments;
+  HeldWeights<S> held;
   int turn = 0;            // which half of `staged` holds this step's rows in a cluster
 
   // rows_per_unit: rows of W for each hidden unit; columns: sums kept for each.
@@ -54,28 +54,24 @@ struct BlockWork {
   // weight_row(r): row r of this block's part of W. Once, before the first product.
   template <class Row>
   RNN_EXT_DEVICE void begin(Row weight_row) {
-    if (g.resident) stage(g, K, weights, rows, 0, weight_row);
-    if constexpr (kHeld) {
-      copies_done();
-      sync();
-      Product<S>{g, weights, staged, parts, rows, 0}.hold(fragments);
-    }
+    if constexpr (kHeld) held.load(g, rows, K, weights, weight_row);
+    else if (g.resident) stage(g, K, weights, rows, 0, weight_row);
     if (!g.cluster) return;
     for (int i = thread(); i < 2 * g.sequences * g.stride; i += threads()) staged[i] = S{};
     sync_cluster();  // from here on the others may write
   }
 
   // Into `parts`: the products of W with row(i) of the sequences [0, count).
-  template <class Weights, class Row, class Held>
-  RNN_EXT_DEVICE void multiply(int count, Weights weight_row, Row row, Held held) const {
+  template <class Weights, class Row, class There>
+  RNN_EXT_DEVICE void multiply(int count, Weights weight_row, Row row, There there) {
     S* v = staged + (g.cluster ? turn * g.sequences * g.stride : 0);
     const Product<S> product{g, weights, v, parts, rows, count};
     for (int k = 0; k < K; k += g.depth) {
-      if (!g.resident) stage(g, K, weights, rows, k, weight_row);
-      stage(g, K, v, count, k, row, held);
+      if (!kHeld && !g.resident) stage(g, K, weights, rows, k, weight_row);
+      stage(g, K, v, count, k, row, there);
       copies_done();
       sync();
-      if constexpr (kHeld) product.run(fragments);
+      if constexpr (kHeld) product.run(held);
       else product.run(k == 0);
       sync();
     }

@@ -45,10 +45,12 @@ RNN_EXT_DEVICE T load_fresh(const T* p) {
 }
 RNN_EXT_DEVICE uint16_t load_fresh(const uint16_t* p) { return __ldcg(reinterpret_cast<const unsigned short*>(p)); }
 
-// Global to shared memory, 16 bytes, past the multiprocessor's own cache; there after copies_done().
+// Global to shared memory, 16 bytes past the multiprocessor's own cache, or 8 through it; there after copies_done().
+template <int bytes>
 RNN_EXT_DEVICE void copy_async(void* to_shared, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(to_shared))), "l"(from)
-               : "memory");
+  const uint32_t to = uint32_t(__cvta_generic_to_shared(to_shared));
+  if constexpr (bytes == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+  else asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(from) : "memory");
 }
 RNN_EXT_DEVICE void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
@@ -99,10 +101,11 @@ RNN_EXT_DEVICE void multiply_fragments_float16(float* d, const uint32_t* a, cons
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// A float to the nearest number of 11 significant bits.
+// A float to the nearest number of 11 significant bits. Volatile, lest it be done once for all steps: a held W in two
+// parts would take twice the registers.
 RNN_EXT_DEVICE float round_to_tf32(float x) {
   uint32_t bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  asm volatile("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
   return __uint_as_float(bits & 0xffffe000u);
 }
 // d += a b on a warp: a [16, 8], b [8, 8], d [16, 8], of such numbers.  a[0], a[1]: rows group, group + 8 at k = pair;

@@ -21,7 +21,7 @@ inline Launch launch_of(const StepsArgs& args, void* stream) {
   return l;
 }
 
-// The kernel of a cell and storage type, with or without fragments held in registers.
+// The kernel of a cell and storage type, with W held for the tensor cores or not.
 template <class Cell, class S, bool kHeld>
 constexpr auto kernel_of(const ForwardSteps&) { return forward_steps<Cell, S, kHeld>; }
 template <class Cell, class S, bool kHeld>
@@ -31,7 +31,7 @@ constexpr auto kernel_of(const BackwardSteps&) { return backward_steps<Cell, S, 
 template <class S, class Args, class Act>
 const char* with_kernel(int cell, const Args& args, Act act) {
   const auto of = [&]<class Cell>(Cell) {
-    if constexpr (sizeof(S) == 2) {
+    if constexpr (sizeof(S) <= 4) {
       if (args.g.held) return act(kernel_of<Cell, S, true>(args));
     }
     return act(kernel_of<Cell, S, false>(args));

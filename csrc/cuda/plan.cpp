@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "../cells/names.h"
+#include "division.h"
 
 namespace rnn_ext::cuda {
 namespace {
@@ -37,24 +38,22 @@ bool takes_fragments(const LoopShape& s, const Wish& wish) {
 Geometry complete(Geometry g, const LoopShape& s, const DeviceLimits& device) {
   const int rows = g.units * s.rows_per_unit, line = 16 / s.storage;
   // Rows as far apart, modulo the 32 banks, as four lanes load of one: those that load a fragment then meet no conflict.
-  g.stride = g.fragments ? int(round_up(g.depth, 128 / s.storage) + 8) : g.depth;
+  g.stride = g.fragments ? int(round_up(g.depth, 128 / s.storage) + 16) : g.depth;
   const bool large = large_tiles(rows, g.tile, size_t(s.storage));
   const int row_tile = g.fragments ? 16 : large ? 8 : 4;
   const int sequence_tile = g.fragments ? (g.tile > 8 ? 16 : 8) : large ? 8 : g.tile > 1 ? 4 : 1;
-  const int64_t jobs = ceil_divide(rows, row_tile) * ceil_divide(g.tile, sequence_tile);
+  // Who holds W takes all sequences.
+  const int64_t jobs = ceil_divide(rows, row_tile) * (g.held ? 1 : ceil_divide(g.tile, sequence_tile));
   const int64_t runs = ceil_divide(g.depth, g.fragments ? 16 : 32 * line);  // into which a sum can be cut
   // Few slices, but all warps busy in every round; each slice is one more number to add for every sum.
   const int64_t warps = device.threads / 32;
   double least = 0;
   for (int64_t slices = 1; slices <= std::clamp<int64_t>(runs, 1, warps); ++slices) {
-    const double cost = double(ceil_divide(jobs * slices, warps)) / double(slices) + 0.02 * double(slices);
+    const double cost = double(ceil_divide(jobs * slices, warps)) / double(slices) + 0.015 * double(slices);
     if (slices == 1 || cost < least) g.slices = int(slices), least = cost;
   }
-  if (g.held) {  // one row tile and one slice to each warp, if that is few enough fragments for its registers
-    const int64_t row_tiles = ceil_divide(rows, 16), slices = std::min(warps / row_tiles, runs);
-    g.held = slices > 0 && ceil_divide(runs, slices) <= kHeldFragments;
-    if (g.held) g.slices = int(slices);
-  }
+  const Division division(g, rows, int(warps), size_t(s.storage));
+  g.weight_bytes = size_t(g.held ? division.shared_runs_before(int(warps)) * 16 * 16 : rows * g.stride) * size_t(s.storage);
   g.shared_bytes = Layout(g, rows, s.columns, size_t(s.storage), size_t(s.compute)).end;
   return g;
 }
@@ -62,10 +61,11 @@ Geometry complete(Geometry g, const LoopShape& s, const DeviceLimits& device) {
 double cycles_of(const Geometry& g, const LoopShape& s, const DeviceLimits& device) {
   const double rows = double(g.units) * s.rows_per_unit, sequences = g.sequences, K = double(s.K);
   const double padded_rows = g.fragments ? double(round_up(int64_t(rows), 16)) : rows;
-  const double padded_sequences = g.fragments ? double(round_up(g.sequences, 8)) : sequences;
-  const double rate = rate_of(g.fragments, s);
+  const double tiles = double(ceil_divide(g.sequences, g.tile));
+  const double padded_sequences = g.fragments ? tiles * double(round_up(g.tile, 8)) : sequences;
+  const double rate = rate_of(g.fragments, s), weights = g.held ? double(g.weight_bytes) : rows * K * s.storage;
   const double product = std::max(padded_rows * padded_sequences * K / rate,
-                                  (g.held ? 0 : rows) * K * s.storage * double(ceil_divide(g.sequences, g.fragments ? 16 : 4)) / kSharedBytes);
+                                  weights * tiles * double(ceil_divide(g.tile, g.fragments ? 16 : 4)) / kSharedBytes);
   double staging = sequences * K * s.storage / kGlobalBytes;
   if (!g.resident) staging += rows * K * s.storage / kGlobalBytes;
   if (g.cluster) staging = sequences * rows / s.rows_per_unit * (s.K / s.H) * s.storage * g.unit_blocks / kGlobalBytes;
@@ -211,7 +211,8 @@ Wish wish_of_environment(bool batch_invariant) {
   const char* product = std::getenv("RNN_EXT_CUDA_PRODUCT");
   const std::string how = product ? product : "";
   wish.fma = how == "fma";
-  wish.fragments = how == "fragments";
+  wish.fragments = how == "fragments" || how == "held";
+  wish.in_shared = how == "fragments";
   if (!how.empty() && how != "fma" && how != "fragments" && how != "held")
     wish.error = "RNN_EXT_CUDA_PRODUCT must be fma, fragments or held, and is " + how;
   const char* of_float32 = std::getenv("RNN_EXT_FLOAT32_PRODUCT");
@@ -237,7 +238,7 @@ Geometry make_geometry(const LoopShape& call, const DeviceLimits& device, const 
   const bool can = takes_fragments(s, wish), must = can && (s.storage == 2 || wish.fragments);
   for (const bool fragments : {false, true}) {
     if (fragments ? !can : must) continue;
-    const bool held = fragments && s.storage == 2 && !wish.fragments;
+    const bool held = fragments && !wish.in_shared;
     consider(Kind::stepwise, [&] { return stepwise(s, device, fragments); });
     for (int64_t groups = 1; groups <= s.B; groups *= 2) {
       if (!wish.invariant) consider(Kind::grid, [&] { return grid(s, device, groups, fragments, held); });
@@ -279,7 +280,8 @@ std::string describe(const Geometry& g) {
   const auto count = [](int n, const char* what) { return std::to_string(n) + " " + what; };
   return kind + ": " + count(g.groups, "groups of ") + count(g.sequences, "sequences, ") +
          count(g.unit_blocks, "blocks of ") + count(g.units, "hidden units, ") +
-         (g.held ? "tensor cores, weights in registers" : g.fragments ? "tensor cores" : "multiply-add units");
+         (g.held ? "tensor cores, weights in registers" : g.fragments ? "tensor cores" : "multiply-add units") +
+         (g.held && g.weight_bytes > 0 ? " and " + count(int(g.weight_bytes / 1024), "KiB of shared memory") : "");
 }
 
 }  // namespace rnn_ext::cuda

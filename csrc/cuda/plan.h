@@ -36,7 +36,8 @@ enum class Kind { automatic, stepwise, grid, cluster, library };
 struct Wish {
   Kind kind = Kind::automatic;
   bool fma = false;        // no tensor cores
-  bool fragments = false;  // tensor cores, with W in shared memory; float32 too, however few the sequences are
+  bool fragments = false;  // tensor cores; for float32 too, however few the sequences are
+  bool in_shared = false;  // W in shared memory alone, row by row
   bool float_fma = false;  // no tensor cores for float32
   bool invariant = false;  // the order of every sum must not depend on B
   std::string error;

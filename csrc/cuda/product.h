@@ -1,8 +1,8 @@
 // The product of a step on one block: sums over k of W[row][k] v[sequence][k], both staged in shared memory with k
-// contiguous. Each sum is split into slices that different warps add up, so that small products keep all warps busy.
+// contiguous, or W held (held.h). Each sum is split into slices that different warps add up, so that small products keep
+// all warps busy.
 #pragma once
-#include "fragments.h"
-#include "steps.h"
+#include "held.h"
 
 namespace rnn_ext::cuda {
 
@@ -28,24 +28,19 @@ RNN_EXT_DEVICE T sum_over_lanes(T* value, int lanes = kWarp / 2) {
 }
 
 template <class S>
-RNN_EXT_DEVICE void unpack(const Line& line, Compute<S>* values) {
+RNN_EXT_DEVICE void unpack(Line line, Compute<S>* values) {
   S stored[kPerLine<S>];
   __builtin_memcpy(stored, &line, sizeof line);
   RNN_EXT_UNROLL
   for (int i = 0; i < kPerLine<S>; ++i) values[i] = widen(stored[i]);
 }
 
-// Pieces of W, 16 rows by 16 of k, as a warp's registers hold them for the whole launch.
-struct HeldFragments {
-  uint32_t a[kHeldFragments][4];
-};
-
 // Sums of the rows x sequences of one block. `parts` is [slices, tile, rows].
 template <class S>
 struct Product {
   using T = Compute<S>;
   const Geometry& g;
-  const S* weights;  // [rows, stride]
+  const S* weights;  // [rows, stride], where they are not held
   const S* staged;   // [sequences, stride]
   T* parts;
   int rows, sequences;
@@ -61,23 +56,8 @@ struct Product {
     return total;
   }
 
-  // Loads what this warp will keep of the staged weights.
-  RNN_EXT_DEVICE void hold(HeldFragments& held) const {
-    const int job = thread() / kWarp, row = job / g.slices * 16, slice = job % g.slices;
-    const int group = thread() % kWarp / 4, pair = thread() % 4;
-    const S* upper = weights + larger(smaller(row + group, rows - 1), 0) * g.stride + 2 * pair;
-    const S* lower = weights + larger(smaller(row + group + 8, rows - 1), 0) * g.stride + 2 * pair;
-    RNN_EXT_UNROLL
-    for (int t = 0; t < kHeldFragments; ++t) {
-      const int k = (t * g.slices + slice) * 16;
-      if (k >= g.depth) continue;
-      held.a[t][0] = two(upper + k), held.a[t][1] = two(lower + k);
-      held.a[t][2] = two(upper + k + 8), held.a[t][3] = two(lower + k + 8);
-    }
-  }
-
-  // The product with what is held.
-  RNN_EXT_DEVICE void run(const HeldFragments& held) const {
+  // With W as it is held.
+  RNN_EXT_DEVICE void run(HeldWeights<S>& held) const {
     if (sequences > 8) by_held<2>(held);
     else by_held<1>(held);
   }
@@ -139,43 +119,40 @@ struct Product {
     for (int job = thread() / kWarp; job < jobs; job += threads() / kWarp) {
       const int slice = job % g.slices, rest = job / g.slices;
       const int row = rest % row_tiles * 16, sequence = rest / row_tiles * 8 * N;
-      const S* upper = weights + smaller(row + group, rows - 1) * g.stride + 2 * pair;
-      const S* lower = weights + smaller(row + group + 8, rows - 1) * g.stride + 2 * pair;
+      const S* upper = weights + smaller(row + group, rows - 1) * g.stride + 4 * pair;
+      const S* lower = weights + smaller(row + group + 8, rows - 1) * g.stride + 4 * pair;
+      const S* v[N];
+      vectors<N>(v, sequence);
       float sum[N][4] = {};
       for (int k = slice * 16; k < g.depth; k += g.slices * 16) {
-        const S* v[N];
+        const S* at[N];
         RNN_EXT_UNROLL
-        for (int n = 0; n < N; ++n)
-          v[n] = staged + smaller(sequence + 8 * n + group, sequences - 1) * g.stride + 2 * pair + k;
-        multiply_run<N>(sum, upper + k, lower + k, v);
+        for (int n = 0; n < N; ++n) at[n] = v[n] + k;
+        const Four<S> w[2] = {four(upper + k), four(lower + k)};
+        multiply_run<N>(sum, w, at);
       }
       put_fragments<N>(sum, slice, row, sequence, first);
     }
   }
 
   template <int N>
-  RNN_EXT_DEVICE void by_held(const HeldFragments& held) const {
-    const int job = thread() / kWarp, row = job / g.slices * 16, slice = job % g.slices;
-    const int group = thread() % kWarp / 4, pair = thread() % 4;
-    if (row >= rows) return;
+  RNN_EXT_DEVICE void by_held(HeldWeights<S>& held) const {
     for (int sequence = 0; sequence < sequences; sequence += 8 * N) {
-      float sum[N][4] = {};
       const S* v[N];
-      RNN_EXT_UNROLL
-      for (int n = 0; n < N; ++n)
-        v[n] = staged + smaller(sequence + 8 * n + group, sequences - 1) * g.stride + 2 * pair + slice * 16;
-      RNN_EXT_UNROLL
-      for (int t = 0; t < kHeldFragments; ++t) {
-        if ((t * g.slices + slice) * 16 >= g.depth) continue;
-        RNN_EXT_UNROLL
-        for (int n = 0; n < N; ++n) {
-          const S* at = v[n] + t * g.slices * 16;
-          const uint32_t b[2] = {two(at), two(at + 8)};
-          multiply_pieces<S>(sum[n], held.a[t], b);
-        }
-      }
-      put_fragments<N>(sum, slice, row, sequence, true);
+      vectors<N>(v, sequence);
+      held.template multiply<N>(g, v, [&](const float (&sum)[N][4], int row, int slice) {
+        put_fragments<N>(sum, slice, row, sequence, true);
+      });
     }
+  }
+
+  // A lane's pointers to the sequences of N tiles.
+  template <int N>
+  RNN_EXT_DEVICE void vectors(const S* (&v)[N], int sequence) const {
+    const int group = thread() % kWarp / 4, pair = thread() % 4;
+    RNN_EXT_UNROLL
+    for (int n = 0; n < N; ++n)
+      v[n] = staged + smaller(sequence + 8 * n + group, sequences - 1) * g.stride + 4 * pair;
   }
 
   template <int N>

@@ -18,7 +18,7 @@ RNN_EXT_DEVICE void stage(const Geometry& g, int K, S* to, int count, int k, Row
     S* out = to + r * g.stride + at;
     const bool whole = from && k + at + V <= K && reinterpret_cast<uintptr_t>(from + k + at) % 16 == 0;
     if (whole) {
-      copy_async(out, from + k + at);
+      copy_async<16>(out, from + k + at);
     } else {
       for (int e = 0; e < V; ++e) out[e] = from && k + at + e < K ? fresh(from + k + at + e) : S{};
     }

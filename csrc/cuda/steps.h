@@ -10,8 +10,6 @@
 
 namespace rnn_ext::cuda {
 
-inline constexpr int kHeldFragments = 32;  // 16 x 16 pieces of W that a warp can keep, in 128 registers a thread
-
 // How the work of one step is divided, and for how many steps a launch runs. Made by plan.cpp.
 struct Geometry {
   int units = 1;        // hidden units of a block, with all their gates
@@ -26,9 +24,10 @@ struct Geometry {
   bool persistent = false;  // all steps in one launch, all blocks alive at once
   bool cluster = false;     // the unit_blocks are a cluster and write into each other's shared memory
   bool fragments = false;   // products on the tensor cores
-  bool held = false;        // the fragments of W stay in registers: each warp has one row tile and one slice
+  bool held = false;        // and W stays in registers, what does not fit there in shared memory (held.h)
   bool apart = false;       // the products of a step are launches of their own; the kernel does what is pointwise
   bool library = false;     // and they are torch's
+  size_t weight_bytes = 0;  // of W in shared memory
   size_t shared_bytes = 0;
 };
 
@@ -49,7 +48,7 @@ struct Layout {
       return at;
     };
     const size_t pairs = size_t(g.sequences) * g.units;
-    weights = take(size_t(rows) * g.stride * storage);
+    weights = take(g.weight_bytes);
     // A cluster's blocks write the next step's rows while this step's are being read.
     staged = take((g.cluster ? 2 * size_t(g.sequences) : size_t(g.tile)) * g.stride * storage);
     parts = take(size_t(g.slices) * g.tile * rows * compute);

@@ -43,11 +43,12 @@ class Emulator:
         workspace_bytes: int = 1 << 30,
         at_once: int = 1 << 20,
         refuses: bool = False,
+        threads: int = 64,
     ) -> None:
         """workspace_bytes: for a chunk of steps; at_once: blocks that the device says can be alive; refuses: launches
-        of blocks that wait for each other."""
+        of blocks that wait for each other; threads: of a block."""
         chip = (multiprocessors, shared_bytes, cluster_blocks)
-        self.library.emulator_limits(*chip, ctypes.c_int64(workspace_bytes), at_once, refuses)
+        self.library.emulator_limits(*chip, ctypes.c_int64(workspace_bytes), at_once, refuses, threads)
 
     def order(self, order: int) -> None:
         """In which order threads run between two barriers: 0 ascending, 1 descending, 2 shuffled."""

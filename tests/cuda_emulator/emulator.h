@@ -21,6 +21,7 @@ struct Limits {
   int64_t workspace_bytes = int64_t(1) << 30;
   int at_once = 1 << 20;         // what the device says of how many blocks can be alive
   bool refuses = false;          // launches of blocks that wait for each other
+  int threads = 64;              // of a block: two warps are enough for whatever can go wrong between warps
 };
 Limits& limits();
 

@@ -19,7 +19,7 @@ namespace rnn_ext::cuda {
 
 using At = std::source_location;
 
-inline constexpr int kThreads = 64;  // two warps: enough for whatever can go wrong between warps
+inline const int& kThreads = cuda_emulator::limits().threads;  // of a block
 inline constexpr int kWarp = 32;
 
 inline int thread() { return cuda_emulator::position().thread; }
@@ -44,10 +44,11 @@ template <class T>
 T load_fresh(const T* p) {
   return *p;
 }
-inline void copy_async(void* to_shared, const void* from) {
-  if (reinterpret_cast<uintptr_t>(to_shared) % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0)
+template <int bytes>
+void copy_async(void* to_shared, const void* from) {
+  if (reinterpret_cast<uintptr_t>(to_shared) % bytes != 0 || reinterpret_cast<uintptr_t>(from) % bytes != 0)
     cuda_emulator::fail("copy_async of misaligned memory");
-  std::memcpy(to_shared, from, 16);
+  std::memcpy(to_shared, from, bytes);
 }
 inline void copies_done() {}
 
