@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "cells/names.h"
+#include "large_pages.h"
 #include "params.h"
 
 namespace rnn_ext {
@@ -83,7 +84,11 @@ inline Tensor empty(const Sizes& sizes, ScalarType dtype, const Tensor& like) {
     for (const int64_t size : sizes) bytes *= double(size);
     STD_TORCH_CHECK(false, "rnn_ext: can't allocate ", bytes, " bytes on device ", like.get_device_index());
   }
-  return Tensor(handle);
+  Tensor result(handle);
+  const size_t bytes = size_t(stride) * (dtype == ScalarType::Double ? 8 : dtype == ScalarType::BFloat16 ? 2 : 4);
+  if (bytes >= kLargeResult && device_type(like) == aoti_torch_device_type_cpu())
+    use_large_pages(result.mutable_data_ptr(), bytes);
+  return result;
 }
 
 inline Tensor dense(const Tensor& t) {
