@@ -33,6 +33,8 @@ constexpr int64_t kChunkBytes = 2 * 1024 * 1024;
 constexpr int64_t kWavefrontTime = 64, kWavefrontSequences = 4, kWavefrontSequencesProjected = 2;
 constexpr int64_t kWavefrontBytes = 640 * 1024;
 
+constexpr int64_t kInputsPerState = 4, kRowsBeforeLoop = 1024;
+
 // Steps that make up about `rows` rows.
 int64_t steps_for(const Sequences& seq, int64_t rows) {
   return std::clamp<int64_t>((rows + seq.B - 1) / std::max<int64_t>(seq.B, 1), 1, std::max<int64_t>(seq.T, 1));
@@ -68,7 +70,9 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   const int64_t row_bytes = std::max<int64_t>(gates * shape.H * (dtype == DType::float64 ? 8 : 4), 1);
   const int64_t forward_rows = std::clamp<int64_t>(kChunkBytes / row_bytes, 64, 1024);
   plan.forward_steps = steps_for(seq, std::min(forward_rows, std::max<int64_t>(seq.R / 8, 64)));
-  plan.backward_steps = steps_for(seq, std::clamp<int64_t>(shape.H, 256, 1024));
+  int64_t backward_rows = std::clamp<int64_t>(shape.H, 256, 1024);
+  if (shape.H < 64) backward_rows = std::clamp<int64_t>(seq.R / 4, 64, backward_rows);  // little memory
+  plan.backward_steps = steps_for(seq, backward_rows);
   const bool one_step = seq.T == 1;
   const int64_t terms = seq.R * kTermsPerRow * (dtype == DType::bfloat16 ? 4 : 1);  // widened again for every four rows
   const bool pairs = plan.multiply == Multiply::bf16;  // whose weights are packed in no time
@@ -113,7 +117,10 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
     plan.split = Split::batch;
   else if (layers)
     plan.split = Split::layer;
-  // No sum depends on these steps.
+  // No sum depends on these steps. Where one worker has the loop and hardly anything to do in it, all of them share the
+  // products of a chunk before it: the longer, the better.
+  if (plan.split == Split::none && shape.I >= kInputsPerState * shape.P)
+    plan.forward_steps = steps_for(seq, std::max(forward_rows, kRowsBeforeLoop));
   if (plan.split == Split::layer) plan.forward_steps = plan.wavefront_steps = std::clamp<int64_t>(seq.T / 16, 8, 16);
   return plan;
 }

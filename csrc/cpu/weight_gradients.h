@@ -54,7 +54,7 @@ class WeightGradients {
         if (w == hr) layer.unprojected_rows(Cell::tape, d, rows, from);
       }
       for (int64_t column = mine.begin, count; column < end; column += count) {
-        count = smaller(panels_at_once() * Product::kWidth, end - column);
+        count = smaller(columns_at_once(), end - column);
         const int64_t M = w == hr ? P : H;
         const Right B = Right::of(mine_packed, rows.size(), count);
         const auto row = [&](int64_t k, int64_t n, int64_t count) {
@@ -78,16 +78,16 @@ class WeightGradients {
   }
 
  private:
-  // Panels that are packed at once for the gradients of weights: what a core's cache holds, so that da, the larger of
-  // the two, is read once for many of them; where there are few rows, all, so that the gradient is written row by row.
-  int64_t panels_at_once() const {
+  // Columns that are packed at once for the gradients of weights: panels that a core's cache holds, so that da, the larger
+  // of the two, is read once for many of them; where there are few rows, all, so that the gradient is written row by row.
+  int64_t columns_at_once() const {
     const Shape& s = args.shape;
-    const int64_t below = s.I > s.D * P ? s.I : s.D * P, widest = panel_count<Product>(below > H ? below : H);
+    const int64_t below = s.I > s.D * P ? s.I : s.D * P, widest = below > H ? below : H;
     if (args.plan.weights != Weights::packed) return widest;
     const int64_t fit = Product::kRightBytes / Right::bytes(chunk_rows, Product::kWidth);
-    return fit < 1 ? 1 : smaller(fit, widest);
+    return smaller(widest, (fit < 1 ? 1 : fit) * Product::kWidth);
   }
-  int64_t panel_bytes() const { return round_up(Right::bytes(chunk_rows, panels_at_once() * Product::kWidth), 64); }
+  int64_t panel_bytes() const { return round_up(Right::bytes(chunk_rows, columns_at_once()), 64); }
 
   void bias_gradients(const LayerGradients& out, bool first, int64_t rows, const Gradients& da, const Team& team) {
     const Range mine = team.part(H, kLane);
