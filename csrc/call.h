@@ -221,6 +221,7 @@ struct Call {
       seq.batch_sizes = n.const_data_ptr<int64_t>();
       seq.T = n.numel();
       seq.B = seq.batch_sizes[0];
+      first_rows.reserve(seq.T + 1);
       first_rows.push_back(0);
       for (int64_t t = 0; t < seq.T; ++t) {
         STD_TORCH_CHECK(seq.batch_sizes[t] > 0 && (t == 0 || seq.batch_sizes[t] <= seq.batch_sizes[t - 1]),

@@ -93,6 +93,20 @@ def test_a_sequence_does_not_depend_on_the_rest_of_the_batch(layer, dtype, shape
         assert_each_part_alone_is_its_part_of_the_whole(Batch(layer, shape, dtype, **options))
 
 
+@each_layer
+@each_dtype
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_dx_of_two_directions_does_not_depend_on_the_chunks_of_the_whole_batch(layer, dtype, packed):
+    """A sequence alone is one chunk; in the whole batch either direction comes first to some of its steps."""
+    lengths = torch.arange(300) % 5 + 2 if packed else None
+    batch = Batch(layer, (300, 6, 7, 9), dtype, lengths, bidirectional=True)
+    with rnn_ext.batch_invariant():
+        whole = batch.run()["dx"]
+        for part in ([0], [299], [149, 3]):
+            alone = batch.run(part)["dx"]
+            assert torch.equal(alone, whole[: alone.shape[0], part])
+
+
 @pytest.mark.sanitize
 @each_layer
 @each_dtype

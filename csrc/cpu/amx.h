@@ -138,7 +138,7 @@ struct AmxProduct {
   using Gradients = SplitRows<kParts == 3 ? 3 : 2>;
   using Right = TilePanels<kParts>;
   using Transposed = Gradients;
-  static constexpr bool kOnFloats = false;
+  static constexpr bool kOnFloats = false, kAnyRows = false;
   static constexpr int64_t kWidth = Right::kWidth, kRowUnit = 2 * kTile, kSingle = 1;
   static constexpr int64_t kInputRows = 128;  // few enough to stay in a core's cache beside the weights
   static constexpr int64_t kRightBytes = 1024 * 1024, kLeftRows = 2 * kTile;

@@ -42,17 +42,19 @@ class Backward {
     width = C * Hk + (args.shape.projected ? Gradients::width(P) : 0);
     ldp = padded_stride<T>(round_up(P, kLane));
     ldh = padded_stride<T>(Hp);
-    piece_size = packed() ? 0 : W::piece_bytes(H);
+    const bool ih_lies = (!args.dx || whole_panels(s.I)) && (s.L == 1 || whole_panels(s.D * P));
+    const bool hh_lies = whole_panels(P) && (!s.projected || whole_panels(H));
+    piece_size = (packs_ih() || ih_lies) && (packed() || hh_lies) ? 0 : W::piece_bytes(H);
     const bool by_layer = args.plan.split == Split::layer;
     Workspace w{static_cast<char*>(args.workspace), set, by_layer ? s.L : 1};
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];
-      const auto right = [&](int64_t count, int64_t K, int64_t N) {
-        return w.take<char>(packed() ? count * Right::bytes(K, N) : 0);
+      const auto right = [&](bool packs, int64_t count, int64_t K, int64_t N) {
+        return w.take<char>(packs ? count * Right::bytes(K, N) : 0);
       };
-      z.W_ih = right(args.dx || s.L > 1 ? G : 0, H, widest_input(s));
-      z.W_hh = right(packs_hh() ? G : 0, H, P);
-      z.W_hr = right(s.projected ? 1 : 0, P, H);
+      z.W_ih = right(packs_ih() && (args.dx || s.L > 1), G, H, widest_input(s));
+      z.W_hh = right(packs_hh(), G, H, P);
+      z.W_hr = right(packed() && s.projected, 1, P, H);
       z.piece = w.take<char>((by_layer ? 1 : args.plan.threads) * piece_size);
       const auto rows = [&] { return Gradients::of(w.take<char>(Gradients::bytes(chunk_rows, width)), width); };
       z.da[0] = rows();
@@ -62,6 +64,7 @@ class Backward {
       z.carry = w.take<T>(Cell::carry != Carry::none ? args.seq.B * ldh : 0);
     }
     weight_gradients.take(w, chunk_rows, width);
+    sums = w.take_shared<T>(s.D > 1 ? args.plan.threads * chunk_rows * Product::kWidth : 0);
     for (T*& dx : dx_below) dx = w.take_shared<T>(s.L > 1 ? args.seq.R * s.D * P : 0);
     progress = w.take_shared<Progress>(by_layer ? s.L : 0);
     bytes = w.used;
@@ -84,7 +87,7 @@ class Backward {
     const Direction& z = direction[d];
     const int64_t panels = panel_count<Product>(H);
     const bool by_unit = args.plan.split == Split::hidden;
-    const Range sequences = by_unit ? Range{0, args.seq.B} : team.part(args.seq.B);
+    const Part sequences = by_unit ? Part{0, 1, args.seq.B} : sequences_of<Product>(team, args.seq);
     const Range mine = by_unit ? team.part(panels) : Range{0, panels};
     const Gradients here = z.da[c.index % 2];
     const int64_t first = layer.rows(d, c).begin;
@@ -96,7 +99,8 @@ class Backward {
       initial_gradients(layer, d, da_of(layer, d, 0, c), {0, layer.active(d, 0)}, sequences, mine, team);
   }
 
-  // Gradient of the layer's input from the da of some steps of chunk c.
+  // Gradient of the layer's input from the da of some steps of chunk c. Of two directions each adds its whole sum at
+  // once: which one comes to a row first depends on the chunks, and must not change the result.
   void input_gradient(const L& layer, int64_t d, Chunk c, Range steps, const Team& team) {
     if (!dx(layer.l)) return;
     const int64_t N = layer.inputs(), panels = panel_count<Product>(N);
@@ -105,11 +109,26 @@ class Backward {
     // A worker keeps its part of W_ih in its own cache, or else all of it.
     const bool by_panel = args.plan.split == Split::hidden && panels >= team.size;
     const Range mine = by_panel ? Range{0, rows.size()} : team.part(rows.size(), Product::kRowUnit);
-    T* out = dx(layer.l) + (rows.begin + mine.begin) * N;
-    for (int g = 0; g < G; ++g)
-      multiply(out, N, da.at(mine.begin, g * Hk), mine.size(), W_ih(layer, d, g),
-               by_panel ? team.part(panels) : Range{0, panels}, args.shape.D > 1 || g > 0 ? Into::add : Into::assign,
-               direction[d], team);
+    const Range columns = by_panel ? team.part(panels) : Range{0, panels};
+    const auto product_of = [&](T* out, int64_t ldo, Range some) {
+      for (int g = 0; g < G; ++g)
+        multiply(out, ldo, da.at(mine.begin, g * Hk), mine.size(), W_ih(layer, d, g), some,
+                 g > 0 ? Into::add : Into::assign, direction[d], team, packs_ih());
+    };
+    T* const out = dx(layer.l) + (rows.begin + mine.begin) * N;
+    if (args.shape.D == 1) return product_of(out, N, columns);
+    constexpr int64_t kWidth = Product::kWidth;
+    T* const sum = sums + team.rank * chunk_rows * kWidth;
+    for (int64_t p = columns.begin; p < columns.end; ++p) {
+      const int64_t n = p * kWidth;
+      product_of(sum - n, kWidth, Range{p, p + 1});
+      for (int64_t r = 0; r < mine.size(); ++r)
+        for (int64_t j = 0; j < smaller(kWidth, N - n); j += kLane) {
+          T* const to = out + r * N + n + j;
+          const int64_t left = N - n - j;
+          store(to, load(to, left) + load(sum + r * kWidth + j), left);
+        }
+    }
   }
 
   // Gradients of the weights from the da of a chunk. Between two calls the team must wait.
@@ -121,7 +140,16 @@ class Backward {
 
  private:
   bool packed() const { return args.plan.weights == Weights::packed; }
-  bool packs_hh() const { return args.seq.T > 1 || args.dh_0; }
+  // Rows of weights may be the right side of a product where they lie, whole panels of them at least. For W_ih that is
+  // as fast, since a panel serves many rows; for W_hh if it stays in a core's cache.
+  static constexpr bool kAsTheyLie = Product::kOnFloats && sizeof(S) == sizeof(T);
+  static constexpr int64_t kCachedWeights = 768 * 1024;
+  static bool whole_panels(int64_t columns) { return kAsTheyLie && columns % Product::kWidth == 0; }
+  bool packs_ih() const { return packed() && !kAsTheyLie; }
+  bool packs_hh() const {
+    return packed() && (args.seq.T > 1 || args.dh_0) &&
+           !(whole_panels(P) && G * H * P * int64_t(sizeof(S)) <= kCachedWeights);
+  }
   W W_ih(const L& layer, int64_t d, int g) const {
     return W::gate(g, layer.weights(d).W_ih, direction[d].W_ih, H, layer.inputs());
   }
@@ -133,8 +161,8 @@ class Backward {
   // C = or += A W for the columns of the panels.
   template <class Left>
   void multiply(T* out, int64_t ldo, const Left& A, int64_t M, const W& w, Range panels, Into into, const Direction& z,
-                const Team& team) {
-    if (packed()) return product(out, ldo, A, M, w.packed(), panels, into);
+                const Team& team, bool is_packed) {
+    if (is_packed) return product(out, ldo, A, M, w.packed(), panels, into);
     product_of_rows_in_pieces(out, ldo, A, M, w, panels, into, z.piece + team.rank * piece_size);
   }
 
@@ -166,7 +194,7 @@ class Backward {
       const auto mine = [&](int64_t columns) {
         return panels_to_pack(args.plan, team, g, G, panel_count<Product>(columns));
       };
-      if (dx(layer.l)) pack_rows(W_ih(layer, d, g), mine(layer.inputs()));
+      if (dx(layer.l) && packs_ih()) pack_rows(W_ih(layer, d, g), mine(layer.inputs()));
       if (packs_hh()) pack_rows(W_hh(layer, d, g), mine(P));
     }
     if (args.shape.projected) pack_rows(W_hr(layer, d), team.part(panel_count<Product>(H)));
@@ -179,16 +207,16 @@ class Backward {
     return direction[d].da[home.index % 2].at(layer.first_row(d, s) - layer.rows(d, home).begin);
   }
 
-  void step(const L& layer, int64_t d, int64_t s, const Gradients& da, const Gradients& da_next, Range sequences,
-            Range panels, const Team& team) {
+  void step(const L& layer, int64_t d, int64_t s, const Gradients& da, const Gradients& da_next,
+            const Part& sequences, Range panels, const Team& team) {
     const Direction& z = direction[d];
     const int64_t active = layer.active(d, s), next = layer.active(d, s + 1);
     const int64_t row = layer.first_row(d, s), ld = layer.outputs();
-    const Range rows{sequences.begin, smaller(sequences.end, active)};
-    const int64_t going_on = smaller(rows.end, next);  // sequences before it have a later step
+    const int64_t rows = sequences.count(active), going_on = sequences.count(next);  // these have a later step
+    const int64_t b = sequences.first, every = sequences.step;
     // Sequences that began at step s + 1 have nothing before it but h_0.
     if (next > active) initial_gradients(layer, d, da_next, {active, next}, sequences, panels, team);
-    if (rows.size() <= 0) return;
+    if (rows == 0) return;
 
     const bool last_layer = layer.l == args.shape.L - 1;
     const S* dy = last_layer && args.dy ? static_cast<const S*>(args.dy) + row * ld + d * P : nullptr;
@@ -198,7 +226,8 @@ class Backward {
     // dy_t and what comes back through W_hh, for the panels of `group`.
     const auto output_gradient = [&](T* out, int64_t ldo, Range group) {
       const int64_t begin = group.begin * Product::kWidth, end = smaller(group.end * Product::kWidth, P);
-      for (int64_t b = rows.begin; b < rows.end; ++b) {
+      for (int64_t i = 0; i < rows; ++i) {
+        const int64_t b = sequences[i];
         const S* dh_n = b >= next ? layer.state(static_cast<const S*>(args.dh_n), d, b, P) : nullptr;
         for (int64_t j = begin; j < end; j += kLane) {
           Vec<T> dh{};
@@ -211,19 +240,20 @@ class Backward {
           store(out + b * ldo + j, dh);
         }
       }
-      for (int g = 0; g < G && going_on > rows.begin; ++g)
-        multiply(out + rows.begin * ldo, ldo, da_next.at(rows.begin, Cell::hidden_column(g) * Hk),
-                 going_on - rows.begin, W_hh(layer, d, g), group, Into::add, z, team);
+      for (int g = 0; g < G && going_on > 0; ++g)
+        multiply(out + b * ldo, every * ldo, da_next.at(b, Cell::hidden_column(g) * Hk).every(every), going_on,
+                 W_hh(layer, d, g), group, Into::add, z, team, packs_hh());
     };
     const bool projected = args.shape.projected;
     if (projected) {
       output_gradient(z.dh_t, ldp, {0, panel_count<Product>(P)});
-      for (int64_t b = rows.begin; b < rows.end; ++b)
-        for (int64_t j = 0; j < P; j += kLane) da.write(b, C * Hk + j, load(z.dh_t + b * ldp + j, P - j));
-      multiply(z.dh + rows.begin * ldh, ldh, da.at(rows.begin, C * Hk), rows.size(), W_hr(layer, d), panels,
-               Into::assign, z, team);
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0, b = sequences[i]; j < P; j += kLane)
+          da.write(b, C * Hk + j, load(z.dh_t + b * ldp + j, P - j));
+      multiply(z.dh + b * ldh, every * ldh, da.at(b, C * Hk).every(every), rows, W_hr(layer, d), panels, Into::assign,
+               z, team, packed());
     }
-    const int64_t together = going_on - rows.begin == 1 ? Product::kSingle : 1;
+    const int64_t together = going_on == 1 ? Product::kSingle : 1;
     const int64_t groups = (panels.size() + together - 1) / together;
     for (int64_t i = 0; i < groups; ++i) {
       // To and fro: what the last step used last of W_hh is still in the cache.
@@ -231,14 +261,14 @@ class Backward {
       const Range group{p, smaller(p + together, panels.end)};
       const int64_t begin = p * Product::kWidth, end = smaller(group.end * Product::kWidth, H);
       if (!projected) output_gradient(z.dh, ldh, group);
-      update(layer, d, row, da, rows, next, begin, end);
+      update(layer, d, row, da, sequences, rows, next, begin, end);
     }
   }
 
-  // The cell: da of some sequences and units from dh. The first `next` sequences have a later step. All that it needs is
-  // in variables of its own, or else it would be read again after every store.
-  __attribute__((flatten)) void update(const L& layer, int64_t d, int64_t row, Gradients da, Range rows, int64_t next,
-                                       int64_t begin, int64_t end) const {
+  // The cell: da of the first `rows` of a worker's sequences, and of some units, from dh. The sequences before `next` have
+  // a later step. All that it needs is in variables of its own, or else it would be read again after every store.
+  __attribute__((flatten)) void update(const L& layer, int64_t d, int64_t row, Gradients da, const Part& sequences,
+                                       int64_t rows, int64_t next, int64_t begin, int64_t end) const {
     const bool projected = args.shape.projected;
     const int64_t H = this->H, Hk = this->Hk, ldh = this->ldh, ldt = (Cell::tape + projected) * H;
     const S* const tape = layer.tape(static_cast<const S*>(args.tape), d, row, Cell::tape + projected);
@@ -247,7 +277,7 @@ class Backward {
     const S* const dc_n = layer.state(static_cast<const S*>(args.dc_n), d, 0, H);
     const T* const dh_t = direction[d].dh;
     T* const carries = direction[d].carry;
-    in_packs<T, kTogether<Cell>>(rows, begin, end, [&](auto at) {
+    in_packs<T, kTogether<Cell>>(sequences, rows, begin, end, [&](auto at) {
       constexpr int N = at.vectors;
       using V = Pack<T, N>;
       V kept[Cell::tape + 1], da_t[C], dh = load_pack(at, dh_t, ldh), carry{};
@@ -268,23 +298,23 @@ class Backward {
   }
 
   // Gradients of the initial states of the sequences in `which` that are this worker's; da is that of their first step.
-  void initial_gradients(const L& layer, int64_t d, const Gradients& da, Range which, Range sequences, Range panels,
-                         const Team& team) {
-    const int64_t begin = which.begin > sequences.begin ? which.begin : sequences.begin;
-    const int64_t count = smaller(which.end, sequences.end) - begin;
-    if (count <= 0) return;
-    T* dh_0 = layer.state(static_cast<T*>(args.dh_0), d, begin, P);
+  void initial_gradients(const L& layer, int64_t d, const Gradients& da, Range which, const Part& sequences,
+                         Range panels, const Team& team) {
+    const Part rows = sequences.from(which.begin);
+    const int64_t count = rows.count(which.end), first = rows.first, every = rows.step;
+    if (count == 0) return;
+    T* dh_0 = layer.state(static_cast<T*>(args.dh_0), d, first, P);
     for (int g = 0; g < G && dh_0; ++g)
-      multiply(dh_0, P, da.at(begin, Cell::hidden_column(g) * Hk), count, W_hh(layer, d, g),
+      multiply(dh_0, every * P, da.at(first, Cell::hidden_column(g) * Hk).every(every), count, W_hh(layer, d, g),
                {panels.begin, smaller(panels.end, panel_count<Product>(P))}, g > 0 ? Into::add : Into::assign,
-               direction[d], team);
-    T* target = Cell::carry == Carry::cell ? layer.state(static_cast<T*>(args.dc_0), d, begin, H) : dh_0;
+               direction[d], team, packs_hh());
+    T* target = Cell::carry == Carry::cell ? layer.state(static_cast<T*>(args.dc_0), d, first, H) : dh_0;
     if (Cell::carry == Carry::none || !target) return;
     const int64_t last = smaller(panels.end * Product::kWidth, H);
-    for (int64_t b = 0; b < count; ++b)
+    for (int64_t i = 0; i < count; ++i)
       for (int64_t j = panels.begin * Product::kWidth; j < last; j += kLane) {
-        const Vec<T> carry = load(direction[d].carry + (begin + b) * ldh + j);
-        T* p = target + b * H + j;
+        const Vec<T> carry = load(direction[d].carry + rows[i] * ldh + j);
+        T* p = target + i * every * H + j;
         store(p, Cell::carry == Carry::cell ? carry : load(p, H - j) + carry, H - j);
       }
   }
@@ -295,6 +325,7 @@ class Backward {
   WeightGradients<Cell, S, Product> weight_gradients;
   size_t bytes;
   Direction direction[2];
+  T* sums;  // [workers, rows of a chunk, width of a panel]: of one direction, for dx
   T* dx_below[2];
   Progress* progress;
 };

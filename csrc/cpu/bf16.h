@@ -125,7 +125,7 @@ struct Bf16Product {
   using Gradients = SplitRows<1>;
   using Right = TilePanels<1>;
   using Transposed = Gradients;
-  static constexpr bool kOnFloats = false;
+  static constexpr bool kOnFloats = false, kAnyRows = true;
   static constexpr int64_t kWidth = Right::kWidth, kRowUnit = kPairRows, kSingle = kPairSingle;
   static constexpr int64_t kInputRows = 128;  // few enough to stay in a core's cache beside the weights
   static constexpr int64_t kRightBytes = 512 * 1024, kLeftRows = kPairRows;

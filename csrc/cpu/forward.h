@@ -108,7 +108,7 @@ class Forward {
     const Direction& z = direction[d];
     const int64_t panels = panel_count<Product>(H);
     const bool by_unit = args.plan.split == Split::hidden;
-    const Range sequences = by_unit ? Range{0, args.seq.B} : team.part(args.seq.B);
+    const Part sequences = by_unit ? Part{0, 1, args.seq.B} : sequences_of<Product>(team, args.seq);
     const Range mine = by_unit ? team.part(panels) : Range{0, panels};
     const int64_t first = layer.rows(d, c).begin;
     if (c.begin == 0) {
@@ -119,9 +119,8 @@ class Forward {
       const int64_t row = layer.first_row(d, s);
       const int64_t active = layer.active(d, s), next = layer.active(d, s + 1);
       T* a = z.a[c.index % 2] + (row - first) * lda;
-      const Range rows{sequences.begin, smaller(sequences.end, active)};
-      step(layer, d, row, a, z.h[s % 2], z.h[(s + 1) % 2], rows, mine, s % 2 == 1, team);
-      if (args.shape.projected) step_projection(layer, d, row, z.h[(s + 1) % 2], rows, team);
+      step(layer, d, row, a, z.h[s % 2], z.h[(s + 1) % 2], sequences, active, mine, s % 2 == 1, team);
+      if (args.shape.projected) step_projection(layer, d, row, z.h[(s + 1) % 2], sequences, active, team);
       finish(layer, d, {next, active}, z.h[(s + 1) % 2], sequences, mine);
       begin(layer, d, {active, next}, z.h[(s + 1) % 2], sequences, mine);
       if (by_unit) team.wait();
@@ -166,11 +165,12 @@ class Forward {
     return x;
   }
 
-  // Step of the sequences [rows.begin, rows.end) and the units of `panels`; `row` is that of sequence 0.
-  void step(const L& layer, int64_t d, int64_t row, T* a, const States& h, const States& h_next, Range rows,
-            Range panels, bool backwards, const Team& team) {
-    if (rows.size() <= 0) return;
-    const int64_t together = rows.size() == 1 ? Product::kSingle : 1;
+  // Step of a worker's active sequences and the units of `panels`; `row` is that of sequence 0.
+  void step(const L& layer, int64_t d, int64_t row, T* a, const States& h, const States& h_next, const Part& sequences,
+            int64_t active, Range panels, bool backwards, const Team& team) {
+    const int64_t rows = sequences.count(active), b = sequences.first, every = sequences.step;
+    if (rows == 0) return;
+    const int64_t together = rows == 1 ? Product::kSingle : 1;
     const int64_t groups = (panels.size() + together - 1) / together;
     for (int64_t i = 0; i < groups; ++i) {
       // To and fro: what the last step used last of W_hh is still in the cache.
@@ -179,17 +179,18 @@ class Forward {
       const int64_t begin = p * Product::kWidth, end = smaller(group.end * Product::kWidth, H);
       for (int turn = 0; turn < G; ++turn) {
         const int g = backwards ? G - 1 - turn : turn;
-        T* sum = a + rows.begin * lda + Cell::hidden_column(g) * Hp;
-        weights.multiply(sum, lda, h.at(rows.begin), rows.size(), weights.W_hh(layer, d, g), group, Into::add, d, team);
+        T* sum = a + b * lda + Cell::hidden_column(g) * Hp;
+        weights.multiply(sum, every * lda, h.at(b).every(every), rows, weights.W_hh(layer, d, g), group, Into::add, d,
+                         team);
       }
-      update(layer, d, row, a, h, h_next, rows, begin, end);
+      update(layer, d, row, a, h, h_next, sequences, rows, begin, end);
     }
   }
 
-  // The cell: h_t of some sequences and units from their pre-activations. All that it needs is in variables of its own,
-  // or else it would be read again after every store.
+  // The cell: h_t of the first `rows` of a worker's sequences, and of some units, from their pre-activations. All that it
+  // needs is in variables of its own, or else it would be read again after every store.
   __attribute__((flatten)) void update(const L& layer, int64_t d, int64_t row, const T* a, States h, States h_next,
-                                       Range rows, int64_t begin, int64_t end) const {
+                                       const Part& sequences, int64_t rows, int64_t begin, int64_t end) const {
     const bool projected = args.shape.projected, streams_y = this->streams_y, streams_tape = this->streams_tape;
     const int64_t H = this->H, Hp = this->Hp, lda = this->lda, ldc = this->ldc, ldy = layer.outputs();
     const int64_t ldt = (Cell::tape + projected) * H;
@@ -197,7 +198,7 @@ class Forward {
     S* const tape = layer.tape(static_cast<S*>(args.tape), d, row, Cell::tape + projected);
     T* const c_t = direction[d].c;
     const Unrounded out_t = direction[d].out;
-    in_packs<T, kTogether<Cell>>(rows, begin, end, [&](auto at) {
+    in_packs<T, kTogether<Cell>>(sequences, rows, begin, end, [&](auto at) {
       constexpr int N = at.vectors;
       using V = Pack<T, N>;
       V in[C], kept[Cell::tape + 1], h_before{}, c{};
@@ -225,16 +226,16 @@ class Forward {
   }
 
   // h_t = W_hr out of the same sequences.
-  void step_projection(const L& layer, int64_t d, int64_t row, const States& h, Range rows, const Team& team) {
+  void step_projection(const L& layer, int64_t d, int64_t row, const States& h, const Part& sequences, int64_t active,
+                       const Team& team) {
     const Direction& z = direction[d];
-    T* sum = z.projected + rows.begin * ldh;
-    const Range panels{0, panel_count<Product>(P)};
-    weights.multiply(sum, ldh, z.out.at(rows.begin), rows.size(), weights.W_hr(layer, d), panels, Into::assign, d,
-                     team);
+    const int64_t rows = sequences.count(active), first = sequences.first, every = sequences.step;
+    weights.multiply(z.projected + first * ldh, every * ldh, z.out.at(first).every(every), rows,
+                     weights.W_hr(layer, d), {0, panel_count<Product>(P)}, Into::assign, d, team);
     const int64_t ldy = layer.outputs();
     S* y = output(layer.l) + row * ldy + d * P;
-    for (int64_t b = rows.begin; b < rows.end; ++b)
-      for (int64_t j = 0; j < P; j += kLane) {
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0, b = sequences[i]; j < P; j += kLane) {
         // Beside a product's results there may be anything.
         const Vec<T> v = as_stored<S>(load(z.projected + b * ldh + j, P - j));
         h.write(b, j, v);
@@ -251,7 +252,7 @@ class Forward {
   }
 
   // The initial state of the sequences in `which` that are this worker's.
-  void begin(const L& layer, int64_t d, Range which, const States& h, Range sequences, Range panels) {
+  void begin(const L& layer, int64_t d, Range which, const States& h, const Part& sequences, Range panels) {
     for_vectors(which, sequences, panels, P, [&](int64_t b, int64_t j) {
       const S* h_0 = layer.h_0(d, b);
       h.write(b, j, h_0 ? load(h_0 + j, P - j) : Vec<T>{});
@@ -264,7 +265,7 @@ class Forward {
   }
 
   // The sequences in `which` have had their last step: their state is the final one.
-  void finish(const L& layer, int64_t d, Range which, const States& h, Range sequences, Range panels) {
+  void finish(const L& layer, int64_t d, Range which, const States& h, const Part& sequences, Range panels) {
     for_vectors(which, sequences, panels, P, [&](int64_t b, int64_t j) {
       store(layer.state(static_cast<S*>(args.h_n), d, b, P) + j, h.read(b, j), P - j);
     });
@@ -275,12 +276,12 @@ class Forward {
   }
 
   template <class Do>
-  void for_vectors(Range which, Range sequences, Range panels, int64_t width, Do act) {
-    const int64_t begin = which.begin > sequences.begin ? which.begin : sequences.begin;
-    const int64_t end = smaller(which.end, sequences.end);
+  void for_vectors(Range which, const Part& sequences, Range panels, int64_t width, Do act) {
+    const Part rows = sequences.from(which.begin);
+    const int64_t count = rows.count(which.end);
     const int64_t last = smaller(panels.end * Product::kWidth, width);
-    for (int64_t b = begin; b < end; ++b)
-      for (int64_t j = panels.begin * Product::kWidth; j < last; j += kLane) act(b, j);
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t j = panels.begin * Product::kWidth; j < last; j += kLane) act(rows[i], j);
   }
 
   const ForwardArgs& args;

@@ -30,6 +30,15 @@ struct Workspace {
   }
 };
 
+// Where sequences are split among workers. A packed batch is dealt out in turn: its sequences end at different steps, the
+// longest first, and at every step each worker should have as many as the others.
+template <class Product>
+Part sequences_of(const Team& team, const Sequences& seq) {
+  if (seq.batch_sizes && Product::kAnyRows) return {team.rank, team.size, seq.B};
+  const Range part = team.part(seq.B);
+  return {part.begin, 1, part.end};
+}
+
 // Rounds to the storage type, as if stored and loaded again.
 template <class S>
 inline Vec<Compute<S>> as_stored(Vec<Compute<S>> v) {

@@ -46,6 +46,20 @@ struct Range {
   RNN_EXT_INLINE long size() const { return end - begin; }
 };
 
+// Every `step`-th of the numbers from `first` to before `end`.
+struct Part {
+  long first, step, end;
+
+  RNN_EXT_INLINE long operator[](long i) const { return first + i * step; }
+  // How many of them are below n.
+  RNN_EXT_INLINE long count(long n) const {
+    const long last = n < end ? n : end;
+    return last > first ? (last - first + step - 1) / step : 0;
+  }
+  // Those from n on.
+  RNN_EXT_INLINE Part from(long n) const { return {(*this)[count(n)], step, end}; }
+};
+
 // A worker's view of the workers that run the same code: its rank among them, and ways to share work out.
 struct Team {
   int rank = 0, size = 1;
