@@ -1,8 +1,8 @@
 // What both directions of differentiation know of a call, on every device: its tensors, checked, and the plain structs
 // made from them. LibTorch stable ABI alone.
 //
-// The operators are private: the autograd Function in rnn_ext/autograd.py is the door, and checks there what a user can get
-// wrong. The checks here keep a wrong call from reading or writing memory that is not there.
+// The operators are private: rnn_ext/base.py and cells.py check what a user can get wrong. The checks here keep a wrong
+// call from reading or writing memory that is not there. Where one fails, rnn_ext/call.py lets torch judge the call.
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
@@ -40,6 +40,17 @@ inline int dtype_of(const Tensor& x) {
 
 inline ScalarType compute_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline size_t bytes_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Byte: return 1;
+    case ScalarType::Double:
+    case ScalarType::Long: return 8;
+    case ScalarType::Float:
+    case ScalarType::Int: return 4;
+    default: return 2;
+  }
 }
 
 inline int32_t device_type(const Tensor& t) {
@@ -80,12 +91,12 @@ inline Tensor empty(const Sizes& sizes, ScalarType dtype, const Tensor& like) {
   const auto code = aoti_torch_empty_strided(sizes.count, sizes.dims, strides, static_cast<int32_t>(dtype),
                                              device_type(like), like.get_device_index(), &handle);
   if (code != AOTI_TORCH_SUCCESS) {
-    double bytes = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : dtype == ScalarType::Byte ? 1 : 2;
+    double bytes = double(bytes_of(dtype));
     for (const int64_t size : sizes) bytes *= double(size);
     STD_TORCH_CHECK(false, "rnn_ext: can't allocate ", bytes, " bytes on device ", like.get_device_index());
   }
   Tensor result(handle);
-  const size_t bytes = size_t(stride) * (dtype == ScalarType::Double ? 8 : dtype == ScalarType::BFloat16 ? 2 : 4);
+  const size_t bytes = size_t(stride) * bytes_of(dtype);
   if (bytes >= kLargeResult && device_type(like) == aoti_torch_device_type_cpu())
     use_large_pages(result.mutable_data_ptr(), bytes);
   return result;

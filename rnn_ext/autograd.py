@@ -66,7 +66,7 @@ class _Recurrent(torch.autograd.Function):
     def forward(ctx, stack, batch_sizes, num_masks, x, h_0, c_0, *masks_and_weights):
         masks, weights = masks_and_weights[:num_masks], masks_and_weights[num_masks:]
         y, *rest = ops.forward(x, h_0, c_0, weights, batch_sizes, masks, stack, True)
-        states = 2 if stack.mode == "LSTM" else 1
+        states = stack.states
         ctx.num_saved = len(rest) - states
         ctx.save_for_backward(batch_sizes, x, h_0, c_0, y, *rest[states:], *masks_and_weights)
         ctx.set_materialize_grads(False)

@@ -26,7 +26,7 @@ class Recurrent(nn.RNNBase):
 
     def _forward(self, input, hx):
         call = self.prepare(input, hx)
-        masks = self._masks(call.input) if call.reason is None else []
+        masks = self._masks(call) if call.reason is None else []
         output, *states = run(call, masks, self._run_torch, kept_weights(self))
         if isinstance(input, PackedSequence):
             output = PackedSequence(output, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
@@ -97,11 +97,12 @@ class Recurrent(nn.RNNBase):
             self._check_sizes(input, states, batch_sizes)
         return None
 
-    def _masks(self, x: Tensor) -> list[Tensor]:
+    def _masks(self, call: Call) -> list[Tensor]:
         """Dropout masks between the layers, drawn from torch's generator in torch's order."""
         if self.dropout == 0 or not self.training or self.num_layers == 1:
             return []
-        shape = (*x.shape[:-1], (self.proj_size or self.hidden_size) * (2 if self.bidirectional else 1))
+        x = call.input
+        shape = (*x.shape[:-1], (self.proj_size or self.hidden_size) * call.stack.directions)
         if not 0 <= self.dropout <= 1:  # set after construction
             raise RuntimeError(f"dropout probability has to be between 0 and 1, but got {self.dropout}")
         if self.dropout == 1:
@@ -115,9 +116,9 @@ class Recurrent(nn.RNNBase):
         """The call on torch's own operator: what has no kernel, and errors that are torch's to raise."""
         input, states, batch_sizes = call.input, call.states, call.batch_sizes
         if states is None:
-            layers = self.num_layers * (2 if self.bidirectional else 1)
             batch: Any = input.shape[1] if batch_sizes is None else batch_sizes[0]
-            sizes = (self.proj_size or self.hidden_size, self.hidden_size)[: 2 if self.mode == "LSTM" else 1]
-            states = tuple(torch.zeros(layers, batch, n, dtype=input.dtype, device=input.device) for n in sizes)
+            rows = self.num_layers * call.stack.directions
+            sizes = (self.proj_size or self.hidden_size, self.hidden_size)[: call.stack.states]
+            states = tuple(torch.zeros(rows, batch, n, dtype=input.dtype, device=input.device) for n in sizes)
         options = (call.weights, self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
         return torch_path.call(self.mode, input, states, batch_sizes, *options)

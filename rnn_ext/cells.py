@@ -75,7 +75,7 @@ class Cell(nn.RNNCellBase):
         x, states = call.input, call.states
         if states is None:
             zeros = torch.zeros(x.size(0), self.hidden_size, dtype=x.dtype, device=x.device)
-            states = (zeros,) * (2 if call.stack.mode == "LSTM" else 1)
+            states = (zeros,) * call.stack.states
         out = _operator[call.stack.mode](x, tuple(states) if len(states) > 1 else states[0], *call.weights)
         return None, *(out if isinstance(out, tuple) else (out,))
 

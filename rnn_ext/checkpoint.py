@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from rnn_ext import ops, settings, transforms
-from rnn_ext._load import _C
 from rnn_ext.ops import Stack
 
 
@@ -35,7 +34,7 @@ def steps_of(x: Tensor, batch_sizes: Tensor | None, stack: Stack) -> int | None:
         return None
     if batch_sizes is None and x.dim() == 2:  # one step
         return None
-    keeps_more = _C.tape(stack.mode) > 0 or (stack.num_layers > 1 and not stack.bidirectional)
+    keeps_more = stack.tape() > 0 or (stack.num_layers > 1 and not stack.bidirectional)
     return steps if keeps_more and steps < len(x if batch_sizes is None else batch_sizes) else None
 
 
@@ -122,7 +121,7 @@ def _levels(stack: Stack, weights, masks, output_size: int) -> list[_Level]:
     everything = slice(None)
     if not stack.bidirectional:
         return [_Level([_Sweep(stack, False, everything, everything, everything)], None, masks)]
-    each = len(weights) // (2 * stack.num_layers)
+    each = stack.of_each(weights)
 
     def sweep(layer: int, d: int) -> _Sweep:
         i, columns = 2 * layer + d, slice(d * output_size, (d + 1) * output_size)
@@ -134,23 +133,14 @@ def _levels(stack: Stack, weights, masks, output_size: int) -> list[_Level]:
     ]
 
 
-def _state_sizes(stack: Stack, weights) -> list[int]:
-    """The sizes of h and, for an LSTM, of c."""
-    projected = len(weights) // (stack.num_layers * (2 if stack.bidirectional else 1)) % 2
-    recurrent, last = weights[1], weights[-1 if projected else 1]
-    if recurrent.dim() != 2 or last.dim() != 2:
-        raise RuntimeError("rnn_ext: weight_hh and weight_hr must have 2 dimensions")
-    return [recurrent.shape[1], last.shape[1]][: 2 if stack.mode == "LSTM" else 1]
-
-
 class _Checkpointed(torch.autograd.Function):
     """A call. Keeps its inputs, the states between the segments and the outputs of the levels below the last."""
 
     @staticmethod
     def forward(ctx, stack, steps, batch_sizes, num_masks, x, h_0, c_0, *masks_and_weights):
         masks, weights = masks_and_weights[:num_masks], masks_and_weights[num_masks:]
-        parts, sizes = segments(x, batch_sizes, steps), _state_sizes(stack, weights)
-        directions = 2 if stack.bidirectional else 1
+        parts, sizes = segments(x, batch_sizes, steps), stack.state_sizes(weights)
+        directions = stack.directions
         # Slot k: the states before the k-th segment in the order in which a direction runs them.
         shape = len(parts) + 1, stack.num_layers * directions, max(part.batch for part in parts)
         states = [x.new_empty((*shape, size)) for size in sizes]

@@ -98,7 +98,7 @@ def explain(
         rows = steps * batch
     else:
         steps, batch, rows = len(call.batch_sizes), int(call.batch_sizes[0]), call.input.shape[0]
-    layers, directions = call.stack.num_layers, 2 if call.stack.bidirectional else 1
+    layers, directions = call.stack.num_layers, call.stack.directions
     checkpoint_steps = None
     if _asks_for_gradient(call):
         checkpoint_steps = checkpoint.steps_of(call.input, call.batch_sizes, call.stack)

@@ -31,6 +31,31 @@ class Stack(NamedTuple):
     num_layers: int
     bidirectional: bool
 
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def states(self) -> int:
+        """How many run from step to step: h, and c where the cell has one."""
+        return _C.cells[self.mode][1]
+
+    def tape(self, projected: bool = False) -> int:
+        """How many numbers per hidden unit and step are kept for backward."""
+        return _C.cells[self.mode][2] + projected
+
+    def of_each(self, weights) -> int:
+        """How many of the weights belong to each layer and direction."""
+        return len(weights) // (self.num_layers * self.directions)
+
+    def state_sizes(self, weights) -> list[int]:
+        """Numbers per sequence of each state: P of h, and H of c where there is one."""
+        projected = self.of_each(weights) % 2  # then weight_hr [P, H] is the last of each layer and direction
+        recurrent, last = weights[1], weights[-1 if projected else 1]
+        if recurrent.dim() != 2 or last.dim() != 2:
+            raise RuntimeError("rnn_ext: weight_hh and weight_hr must have 2 dimensions")
+        return [recurrent.shape[1], last.shape[1]][: self.states]
+
 
 def forward(x, h_0, c_0, weights, batch_sizes, masks, stack, save, kept=None):
     """The operator: y, h_n, an LSTM's c_n and, if `save`, what backward needs. The arguments are `recurrent`'s."""
@@ -95,10 +120,11 @@ def raise_out_of_memory(error: RuntimeError) -> None:
 def _fake_forward(
     x, h_0, c_0, weights, batch_sizes, masks, mode, num_layers, bidirectional, save, batch_invariant
 ) -> list[Tensor]:
-    directions = 2 if bidirectional else 1
-    pairs = num_layers * directions
-    projected = len(weights) // pairs % 2  # then weight_hr [P, H] is the last of each layer and direction
-    output_size, hidden_size = weights[1].shape[1], weights[-1 if projected else 1].shape[1]
+    stack = Stack(mode, num_layers, bidirectional)
+    directions, pairs = stack.directions, num_layers * stack.directions
+    projected = stack.of_each(weights) % 2 == 1
+    sizes = stack.state_sizes(weights)
+    output_size, hidden_size = sizes[0], weights[-1 if projected else 1].shape[1]
     # The batch of a packed input stands in batch_sizes[0]: a size known from data alone.
     states: tuple[Any, ...]
     if batch_sizes is not None:
@@ -108,14 +134,11 @@ def _fake_forward(
         rows, states = x.shape[0], (x.shape[0],)
     else:
         rows, states = x.shape[0] * x.shape[1], (pairs, x.shape[1])
-    out = [x.new_empty((*x.shape[:-1], directions * output_size)), x.new_empty((*states, output_size))]
-    if mode == "LSTM":
-        out.append(x.new_empty((*states, hidden_size)))
+    out = [x.new_empty((*x.shape[:-1], directions * output_size)), *(x.new_empty((*states, size)) for size in sizes)]
     if save and num_layers > 1:
         out.append(x.new_empty((num_layers - 1, rows, directions * output_size)))
-    tape = _C.tape(mode) + projected
-    if save and tape > 0:
-        out.append(x.new_empty((pairs, rows, tape, hidden_size)))
+    if save and stack.tape(projected) > 0:
+        out.append(x.new_empty((pairs, rows, stack.tape(projected), hidden_size)))
     return out
 
 

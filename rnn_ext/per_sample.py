@@ -19,8 +19,7 @@ def gradients(apply, apply_layer, samples, layer, needs, batch_sizes, y, tape, d
         samples: V; row r and sequence b belong to sample r mod V and b mod V.
         layer, ...: as for `transforms._LayerGradient`.
     """
-    directions = 2 if layer.bidirectional else 1
-    per_direction = len(weights) // directions
+    directions, per_direction = layer.directions, layer.of_each(weights)
     w_ih = torch.cat(weights[::per_direction])
     a = x @ w_ih.T
     through = list(weights)
@@ -38,7 +37,7 @@ def gradients(apply, apply_layer, samples, layer, needs, batch_sizes, y, tape, d
         a_d, da_d, y_d, dy_d = (None if t is None else t[d] for t in rows)
         w_hh, *rest = weights[d * per_direction + 1 : (d + 1) * per_direction]
         h = _neighbour(y_d, None if h_0 is None else h_0[d], sizes, ahead=d == 1)  # what the step began with
-        da_h = _of_hidden_gates(layer.mode, a_d, da_d, h, w_hh, rest)
+        da_h = _OF_HIDDEN_GATES[layer.mode](a_d, da_d, h, w_hh, rest)
         of_weights += [_product(da_d, x.flatten(0, -2), samples), _product(da_h, h, samples)]
         if len(rest) >= 2:
             of_weights += [_rows(t, samples).sum(0) for t in (da_d, da_h)]
@@ -48,20 +47,25 @@ def gradients(apply, apply_layer, samples, layer, needs, batch_sizes, y, tape, d
     return (dx, dh_0, dc_0), of_weights
 
 
-def _of_hidden_gates(mode, a, da, h, w_hh, biases):
-    """The gradient of W_hh h + b_hh: that of the pre-activations, but a GRU's part of n is multiplied by r."""
-    if mode != "GRU":
-        return da
+def _same(a, da, h, w_hh, biases):
+    return da
+
+
+def _gru(a, da, h, w_hh, biases):
+    """A GRU multiplies its part of n by r."""
     size = h.shape[-1]
     a_r = a[:, :size] + h @ w_hh[:size].T
     r = torch.sigmoid(a_r + biases[0][:size] + biases[1][:size] if biases else a_r)
     return torch.cat([da[:, : 2 * size], r * da[:, 2 * size :]], -1)
 
 
+# The gradient of W_hh h + b_hh from that of the pre-activations, da.
+_OF_HIDDEN_GATES = {"RNN_TANH": _same, "RNN_RELU": _same, "LSTM": _same, "GRU": _gru}
+
+
 def _unprojected(apply_layer, layer, batch_sizes, x, h_0, c_0, weights) -> list[Tensor]:
     """o * tanh(c_t) for each direction, [R, H]: what the layer puts out beside h_t if it is projected to both."""
-    directions = 2 if layer.bidirectional else 1
-    per_direction = len(weights) // directions
+    directions, per_direction = layer.directions, layer.of_each(weights)
     wide = list(weights)
     output_size, hidden_size = weights[per_direction - 1].shape
     for d in range(directions):

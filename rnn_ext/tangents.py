@@ -25,18 +25,17 @@ def tangent(layer: Stack, batch_sizes: Tensor | None, primals, tangents) -> tupl
         tangents: theirs, in the same order; None stands for zeros.
     """
     x, x_ = primals[0], tangents[0]
-    directions = 2 if layer.bidirectional else 1
     sizes = [x.shape[1]] * x.shape[0] if batch_sizes is None else batch_sizes.tolist()
-    per_direction = len(primals[3:]) // directions
+    per_direction = layer.of_each(primals[3:])
     outputs, finals = [], []
-    for d in range(directions):
+    for d in range(layer.directions):
         own = slice(3 + d * per_direction, 3 + (d + 1) * per_direction)
         weights, weights_ = _named(primals[own]), _named(tangents[own])
         a = linear(x, weights["w_ih"], weights["b_ih"])
         a_ = _linear_tangent(x, x_, weights["w_ih"], weights_["w_ih"], weights_["b_ih"])
         steps = [t.unbind() if batch_sizes is None else t.split(sizes) for t in (a, torch.zeros_like(a) + a_)]
         initial = []
-        for s, s_, size in zip(primals[1:3], tangents[1:3], _state_sizes(layer, weights), strict=False):
+        for s, s_, size in zip(primals[1:3], tangents[1:3], layer.state_sizes(primals[3:]), strict=False):
             zeros = x.new_zeros(sizes[0], size)
             initial += [zeros if s is None else s[d], zeros if s_ is None else s_[d]]
         y_, final = _direction(layer.mode, sizes, steps, initial, weights, weights_, reverse=d == 1)
@@ -72,12 +71,6 @@ def _named(weights) -> dict[str, Any]:
     names = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
     present = {2: names[:2], 3: names[:2] + names[4:], 4: names[:4], 5: names}[len(weights)]
     return dict.fromkeys(names) | dict(zip(present, weights, strict=True))
-
-
-def _state_sizes(layer: Stack, weights) -> list[int]:
-    """The sizes of h and of an LSTM's c."""
-    output_size = weights["w_hh"].shape[1]
-    return [output_size, weights["w_hh"].shape[0] // 4] if layer.mode == "LSTM" else [output_size]
 
 
 def _linear_tangent(x, x_, w, w_, b_=None):

@@ -29,8 +29,8 @@ def recurrent(x, h_0, c_0, weights, batch_sizes, masks, stack: Stack) -> tuple[T
     if batch_sizes is None and x.dim() == 2:  # one step
         h_0, c_0 = (None if s is None else s.unsqueeze(0) for s in (h_0, c_0))
         return tuple(t.squeeze(0) for t in recurrent(x.unsqueeze(0), h_0, c_0, weights, None, masks, stack))
-    layer, directions = Stack(stack.mode, 1, stack.bidirectional), 2 if stack.bidirectional else 1
-    states, per_layer = 2 if stack.mode == "LSTM" else 1, len(weights) // stack.num_layers
+    layer, directions = Stack(stack.mode, 1, stack.bidirectional), stack.directions
+    states, per_layer = stack.states, directions * stack.of_each(weights)
     finals: list[list[Tensor]] = []
     for i in range(stack.num_layers):
         initial = [None if s is None else s[i * directions : (i + 1) * directions] for s in (h_0, c_0)]
@@ -86,7 +86,7 @@ class _Layer(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         ctx.layer, batch_sizes, *primals = inputs
         ctx.num_outputs = len(output)
-        states = 2 if ctx.layer.mode == "LSTM" else 1
+        states = ctx.layer.states
         tape = output[1 + states] if len(output) > 1 + states else None
         if tape is not None:
             ctx.mark_non_differentiable(tape)
@@ -97,7 +97,7 @@ class _Layer(torch.autograd.Function):
         batch_sizes, y, tape, *primals = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         needs = (*wanted[2:5], any(wanted[5:]))
-        dc_n = rest[0] if ctx.layer.mode == "LSTM" else None
+        dc_n = rest[0] if ctx.layer.states > 1 else None
         return None, None, *_LayerGradient.apply(ctx.layer, needs, batch_sizes, y, tape, dy, dh_n, dc_n, *primals)
 
     @staticmethod

@@ -13,22 +13,23 @@
 //   forward   a[columns], h_{t-1}, c (in: of t-1, out: of t)                  -> h_t, tape
 //   backward  tape, h_t, dh_t, carry (in: from step t+1, out: for step t-1)   -> da[columns]
 // where column g of a is W_ih x_t + b_ih plus, unless they stay apart, W_hh h_{t-1} + b_hh. Where h is projected, the
-// cell's h_t and dh_t are those before the projection, and it must not use h_{t-1} but through a.
+// cell's h_t and dh_t are those before the projection, and it must not use h_{t-1} but through a. Only a cell that carries
+// `hidden` is given h_{t-1}. W_hh multiplies h_{t-1} as it is: what gates it, gates the product.
 // Both are constexpr, which is what lets nvcc call them on the GPU; fma, tanh, sigmoid, relu and relu_gradient are
 // found where V is defined.
 #pragma once
 
-// X(name in PyTorch's RNNBase.mode, struct, gates, states, tape)
-#define RNN_EXT_CELLS(X)            \
-  X(RNN_TANH, RnnTanhCell, 1, 1, 0) \
-  X(RNN_RELU, RnnReluCell, 1, 1, 0) \
-  X(LSTM, LstmCell, 4, 2, 5)        \
-  X(GRU, GruCell, 3, 1, 4)
+// X(name in PyTorch's RNNBase.mode, struct); all.h has their headers.
+#define RNN_EXT_CELLS(X)   \
+  X(RNN_TANH, RnnTanhCell) \
+  X(RNN_RELU, RnnReluCell) \
+  X(LSTM, LstmCell)        \
+  X(GRU, GruCell)
 
 namespace rnn_ext {
 
 enum class CellKind : int {
-#define RNN_EXT_NAME(name, type, gates, states, tape) name,
+#define RNN_EXT_NAME(name, type) name,
   RNN_EXT_CELLS(RNN_EXT_NAME)
 #undef RNN_EXT_NAME
       count

@@ -1,4 +1,4 @@
-// The list of cells, for what lies above the kernels.
+// The list of cells and their constants, for what lies above the kernels.
 #pragma once
 #include <string>
 
@@ -6,13 +6,21 @@
 
 namespace rnn_ext {
 
+// The functions of the cells are templates that nobody calls here.
+namespace constants_of {
+#include "all.h"
+}
+
 struct CellFacts {
   const char* mode;  // PyTorch's RNNBase.mode
-  int gates, states, tape;
+  int gates, columns, tape;
+  int states;  // h, and c where there is one
 };
 
 inline constexpr CellFacts cell_facts[] = {
-#define RNN_EXT_FACTS(name, type, gates, states, tape) {#name, gates, states, tape},
+#define RNN_EXT_FACTS(name, type)                                                          \
+  {#name, constants_of::type::gates, constants_of::type::columns, constants_of::type::tape, \
+   constants_of::type::carry == Carry::cell ? 2 : 1},
     RNN_EXT_CELLS(RNN_EXT_FACTS)
 #undef RNN_EXT_FACTS
 };

@@ -1,4 +1,4 @@
-// The kernels of every instruction set, and how one is found.
+// The kernels of every instruction set.
 #pragma once
 #include "../cells/cell.h"
 #include "../params.h"

@@ -20,9 +20,7 @@ namespace {
 #include "vec.h"
 #include "pack.h"
 #include "math.h"
-#include "../cells/rnn.h"
-#include "../cells/lstm.h"
-#include "../cells/gru.h"
+#include "../cells/all.h"
 #include "product.h"
 #include "dot.h"
 #if defined(__AVX512F__)
@@ -85,10 +83,8 @@ void keep(const ForwardArgs& args, const Team& team) {
   });
 }
 
-template <class Cell, int kGates, int kStates, int kTape, class S>
+template <class Cell, class S>
 constexpr Kernel kernel_of() {
-  static_assert(Cell::gates == kGates && Cell::tape == kTape && (Cell::carry == Carry::cell) == (kStates == 2),
-                "the list of cells and the cell disagree");
   return {kept_bytes<Cell, S>, keep<Cell, S>,
           workspace_bytes<Forward, Cell, S, ForwardArgs>, run<Forward, Cell, S, ForwardArgs>,
           workspace_bytes<Backward, Cell, S, BackwardArgs>, run<Backward, Cell, S, BackwardArgs>};
@@ -114,9 +110,8 @@ double amx_loop(long rounds) {
 const KernelTable& table() {
   static constexpr KernelTable all = {
       {
-#define RNN_EXT_KERNELS(name, type, ...)                                                  \
-  {kernel_of<type, __VA_ARGS__, float>(), kernel_of<type, __VA_ARGS__, double>(), \
-   kernel_of<type, __VA_ARGS__, bfloat16>()},
+#define RNN_EXT_KERNELS(name, type) \
+  {kernel_of<type, float>(), kernel_of<type, double>(), kernel_of<type, bfloat16>()},
           RNN_EXT_CELLS(RNN_EXT_KERNELS)
 #undef RNN_EXT_KERNELS
       },

@@ -63,7 +63,7 @@ struct Part {
 // A worker's view of the workers that run the same code: its rank among them, and ways to share work out.
 struct Team {
   int rank = 0, size = 1;
-  Barrier* barrier = nullptr;  // [3]: all workers, then one for each half (see half)
+  Barrier* barrier = nullptr;  // [4]: all workers, one for each half (see half), one for a pipeline's products
 
   RNN_EXT_INLINE void wait() const {
     if (size > 1) barrier->wait(size);

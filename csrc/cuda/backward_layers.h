@@ -10,7 +10,8 @@ class BackwardLayers {
   BackwardLayers(const Call& call, const BackwardArgs& args, bool batch_invariant)
       : run(call, batch_invariant), args(args), G(run.G), D(run.D), H(run.H), P(run.P), B(run.seq.B), R(run.seq.R) {
     run.prepare(a, backward_shape(run.seq, run.shape, call.cell, call.dtype));
-    const bool apart = G == 3;  // a GRU's gate gradients of x and of h differ
+    // The gate gradients of x and of h differ, as a GRU's do.
+    const bool apart = call.facts().columns > call.facts().gates;
     each = run.chunk_steps(D * ((apart ? 2 : 1) * G * H + P) * int64_t(Run::bytes_of(run.storage)));
     const int64_t rows = run.chunk_rows(each), with_later = run.chunk_rows(each + 1);
     for (int64_t d = 0; d < D; ++d) {

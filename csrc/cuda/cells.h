@@ -24,8 +24,6 @@ RNN_EXT_DEVICE T relu_gradient(T y, T dy) {
   return y <= 0 ? 0 : dy;
 }
 
-#include "../cells/gru.h"
-#include "../cells/lstm.h"
-#include "../cells/rnn.h"
+#include "../cells/all.h"
 
 }  // namespace rnn_ext::cuda

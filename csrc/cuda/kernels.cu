@@ -37,7 +37,7 @@ const char* with_kernel(int cell, const Args& args, Act act) {
     return act(kernel_of<Cell, S, false>(args));
   };
   switch (CellKind(cell)) {
-#define RNN_EXT_CASE(name, type, gates, states, tape) \
+#define RNN_EXT_CASE(name, type) \
   case CellKind::name: return of(type());
     RNN_EXT_CELLS(RNN_EXT_CASE)
 #undef RNN_EXT_CASE

@@ -179,16 +179,13 @@ LoopShape shape_of(const Sequences& seq, const Shape& shape, int dtype) {
   return s;
 }
 
-// Columns of the cell: one a gate, and for a GRU the recurrent part of n.
-int columns_of(int cell) { return cell_facts[cell].gates == 3 ? 4 : cell_facts[cell].gates; }
-
 }  // namespace
 
 LoopShape forward_shape(const Sequences& seq, const Shape& shape, int cell, int dtype) {
   LoopShape s = shape_of(seq, shape, dtype);
   s.K = s.H;
   s.rows_per_unit = cell_facts[cell].gates;
-  s.columns = columns_of(cell);
+  s.columns = cell_facts[cell].columns;
   return s;
 }
 

@@ -89,9 +89,6 @@ struct Run {
 #endif
     return p;
   }
-  static size_t bytes_of(ScalarType t) {
-    return t == ScalarType::Double || t == ScalarType::Long ? 8 : t == ScalarType::Float || t == ScalarType::Int ? 4 : 2;
-  }
   template <class P>
   static P* offset(P* p, int64_t elements, ScalarType dtype) {
     using Char = std::conditional_t<std::is_const_v<P>, const char, char>;
