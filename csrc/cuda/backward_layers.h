@@ -12,7 +12,7 @@ class BackwardLayers {
     run.prepare(a, backward_shape(run.seq, run.shape, call.cell, call.dtype));
     // The gate gradients of x and of h differ, as a GRU's do.
     const bool apart = call.facts().columns > call.facts().gates;
-    each = run.chunk_steps(D * ((apart ? 2 : 1) * G * H + P) * int64_t(Run::bytes_of(run.storage)));
+    each = run.chunk_steps(D * ((apart ? 2 : 1) * G * H + P) * int64_t(bytes_of(run.storage)));
     const int64_t rows = run.chunk_rows(each), with_later = run.chunk_rows(each + 1);
     for (int64_t d = 0; d < D; ++d) {
       a.da_x[d] = run.memory({with_later, G * H}, run.storage);
@@ -52,7 +52,7 @@ class BackwardLayers {
     dx = l > 0 ? dx_below[(l - 1) % 2] : args.dx;
     // Chunk by chunk the directions come to a row of dx in either order.
     from_zero = D > 1 && (each < T || run.wish.invariant);
-    if (dx && from_zero) check(set_to_zero(dx, size_t(R * I) * Run::bytes_of(run.compute), run.on.stream));
+    if (dx && from_zero) check(set_to_zero(dx, size_t(R * I) * bytes_of(run.compute), run.on.stream));
 
     // Steps of the loop count from the last one.
     for (int64_t begin = 0; begin < T; begin += each) {

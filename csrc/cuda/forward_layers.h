@@ -9,7 +9,7 @@ class ForwardLayers {
   ForwardLayers(const Call& call, const ForwardArgs& args, bool batch_invariant)
       : run(call, batch_invariant), args(args), G(run.G), D(run.D), H(run.H), P(run.P), B(run.seq.B), R(run.seq.R) {
     run.prepare(a, forward_shape(run.seq, run.shape, call.cell, call.dtype));
-    each = run.chunk_steps(D * G * H * int64_t(Run::bytes_of(run.compute)));
+    each = run.chunk_steps(D * G * H * int64_t(bytes_of(run.compute)));
     const bool has_cell = call.facts().states > 1;
     for (int64_t d = 0; d < D; ++d) {
       projection[d] = run.memory({run.chunk_rows(each), G * H}, run.compute);
@@ -21,7 +21,7 @@ class ForwardLayers {
     a.out_stride = args.tape ? call.tape() * H : H;
     if (!a.g.apart || args.h_0) return;
     zeros = run.memory({B, P}, run.storage);
-    check(set_to_zero(zeros, size_t(B * P) * Run::bytes_of(run.storage), run.on.stream));
+    check(set_to_zero(zeros, size_t(B * P) * bytes_of(run.storage), run.on.stream));
   }
 
   void layer(int64_t l) {
