@@ -37,7 +37,8 @@ def recurrent(
         kept: where packed weights are kept for calls that need no gradient (frozen.py), or None.
 
     Raises:
-        RuntimeError: if memory runs out; with torch's own text.
+        RuntimeError: for wrong shapes, and if memory runs out; the text has "rnn_ext:" in it, and call.py puts torch's
+            in its place.
     """
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         if torch.compiler.is_compiling():

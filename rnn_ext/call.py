@@ -60,7 +60,7 @@ def run(call: Call, masks: list[Tensor], on_torch: Callable[[Call], Any], kept: 
             return recurrent(input, h_0, c_0, weights, batch_sizes, masks, stack, kept)
         except RuntimeError as error:
             raise_out_of_memory(error)
-            if "rnn_ext:" not in str(error):
+            if "rnn_ext:" not in str(error):  # not one of the kernels' own checks
                 raise
             reason = "the kernels refuse the arguments"
     out = on_torch(call)  # raises in torch's words what is wrong with the arguments

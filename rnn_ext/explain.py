@@ -40,7 +40,8 @@ class Explanation:
         plan: name of the kernels' plan; None on path "torch".
         isa: instruction set of the kernels; None on path "torch".
         threads: how many threads the call asks for.
-        product: how the kernels multiply, "fma", "amx" or "bf16" (`set_float32_product`); None on path "torch".
+        product: how the kernels multiply, "fma", "amx" or "bf16" (`set_float32_product`); None on path "torch", and on
+            CUDA, where the plan says it.
         frozen: whether the call uses weights that `frozen` keeps packed.
         checkpoint_steps: the most steps in a segment, where the call asks for a gradient and `checkpoint_time` cuts it;
             plan and threads are then those of a segment. None for a call in one piece.
@@ -60,7 +61,8 @@ class Explanation:
             return f"torch's own operator: {self.reason}"
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         weights = ", frozen weights" if self.frozen else ""
-        how = f"products by {self.product}{weights}, plan '{self.plan}', {threads}"
+        product = "" if self.product is None else f"products by {self.product}"
+        how = ", ".join(filter(None, [product + weights, f"plan '{self.plan}'", threads]))
         told = f"kernel for {self.isa}, {how}: {self.reason}"
         if self.checkpoint_steps is None:
             return told
@@ -111,7 +113,7 @@ def explain(
         sizes = (steps, batch, module.hidden_size, projection, directions)
         device = (call.input.dtype.itemsize, call.input.get_device(), settings.is_batch_invariant())
         plan = torch.ops.rnn_ext.cuda_plan(call.stack.mode, *sizes, *device)
-        reason = "a projection runs step by step" if projection else "as the weights fit on the chip"
+        reason = "a projection runs step by step" if projection else "the plan with the least estimated time"
         return Explanation("kernel", reason, plan, "cuda", 1, None, checkpoint_steps=checkpoint_steps)
     frozen = kept_weights(module) is not None and not _asks_for_gradient(call)
     plan, threads_of_call, product = _C.plan(

@@ -23,9 +23,11 @@ class batch_invariant:
     """Makes the output, states and input gradients of a sequence bitwise independent of the rest of the batch.
 
     `with batch_invariant():` switches it on inside the block, `batch_invariant(True)` from now on, for all threads.
-    It is off by default, where the same already holds except for calls with few rows, which use the weights as they lie
-    and so sum in another order: no more than four rows (sequences times steps), or for a cell and any call of one step
-    a twelfth of the input size and of the hidden size (in bfloat16 a quarter of that, with AVX512_BF16 four).
+    It is off by default, where on the CPU the same already holds but for two choices that go by the size of the batch.
+    Calls with few rows use the weights as they lie and so sum in another order: no more than four rows (sequences times
+    steps), or for a cell and any call of one step a twelfth of the input size and of the hidden size (in bfloat16 a
+    quarter of that, with AVX512_BF16 four). And where the machine has AMX, large batches multiply on its tiles. On CUDA
+    the order of every sum may follow the batch.
 
     Args:
         enabled: on (the default) or off.

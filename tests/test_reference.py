@@ -214,6 +214,16 @@ def test_a_projection_without_its_weight_is_refused():
         ref.forward(cell, x, params)
 
 
+@pytest.mark.parametrize("missing", ["bias_hh_l0", "weight_ih_l1", "bias_ih_l1"])
+def test_parameters_that_are_not_all_there_are_refused(missing):
+    cell = ref.GRUCell()
+    params, x, *_ = stack(cell, layers=2)
+    ref.forward(cell, x, {name: p for name, p in params.items() if not name.startswith("bias")})
+    del params[missing]
+    with pytest.raises(ValueError, match="params: expected weight_ih_l0, .* got weight_ih_l0"):
+        ref.forward(cell, x, params)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_dtype_is_kept(dtype):
     cell = ref.RNNCell()
