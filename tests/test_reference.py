@@ -214,13 +214,14 @@ def test_a_projection_without_its_weight_is_refused():
         ref.forward(cell, x, params)
 
 
-@pytest.mark.parametrize("missing", ["bias_hh_l0", "weight_ih_l1", "bias_ih_l1"])
-def test_parameters_that_are_not_all_there_are_refused(missing):
+def test_a_missing_bias_is_zero_and_a_missing_weight_is_refused():
     cell = ref.GRUCell()
-    params, x, *_ = stack(cell, layers=2)
-    ref.forward(cell, x, {name: p for name, p in params.items() if not name.startswith("bias")})
-    del params[missing]
-    with pytest.raises(ValueError, match="params: expected weight_ih_l0, .* got weight_ih_l0"):
+    params, x, *_ = stack(cell, layers=2, directions=2)
+    biases = [name for name in params if name.startswith("bias")]
+    without = ref.forward(cell, x, {name: p for name, p in params.items() if name not in biases})[0]
+    assert_close(without, ref.forward(cell, x, params | {name: 0 * params[name] for name in biases})[0])
+    del params["weight_hh_l1_reverse"]
+    with pytest.raises(ValueError, match="params: weight_hh_l1_reverse missing"):
         ref.forward(cell, x, params)
 
 

@@ -10,7 +10,7 @@ Parameters are a dict with PyTorch's names, shapes and gate order
 suffix "_reverse" for the direction that reads from the end:
     weight_ih_l{k}  [G*H, I], or [G*H, D*P] for k > 0
     weight_hh_l{k}  [G*H, P]
-    bias_ih_l{k}    [G*H]      bias_hh_l{k}  [G*H]      both or neither
+    bias_ih_l{k}    [G*H]      bias_hh_l{k}  [G*H]      either may be missing, and is zero then
     weight_hr_l{k}  [P, H]                              for a projection of the LSTM: h_t = W_hr (what the cell gives)
 How many layers and directions there are, and whether h is projected, is read from the names.
 
@@ -239,11 +239,9 @@ def _check(cell, x, params, initial_state, dropout_masks, L, D):
     T, B, input_size = x.shape
     rows, P = params["weight_hh_l0"].shape
     shapes = param_shapes(cell, input_size, rows // cell.gates, L, D, P if "weight_hr_l0" in params else 0)
-    if not any(name.startswith("bias") for name in params):
-        shapes = {name: shape for name, shape in shapes.items() if not name.startswith("bias")}
-    if params.keys() != shapes.keys():
-        raise ValueError(f"params: expected {', '.join(shapes)}, got {', '.join(params)}")
-    expected = [(name, params[name].shape, shape) for name, shape in shapes.items()]
+    if missing := [name for name in shapes if name not in params and not name.startswith("bias")]:
+        raise ValueError(f"params: {', '.join(missing)} missing")
+    expected = [(name, params[name].shape, shapes.get(name)) for name in params]
     widths = zip(initial_state, state_widths(cell, params), strict=False)
     expected += [(f"initial_state[{i}]", s.shape, (L * D, B, n)) for i, (s, n) in enumerate(widths)]
     expected += [(f"dropout_masks[{i}]", m.shape, (T, B, D * P)) for i, m in enumerate(dropout_masks or [])]
