@@ -194,16 +194,14 @@ struct Call {
     check_shape(given, sizes, x, what);
     return dense(given);
   }
-  template <class Args>
-  Args args() const {
-    Args a;
+  CallArgs args() const {
+    CallArgs a;
     a.seq = seq;
     a.shape = shape;
     a.x = x.const_data_ptr();
     a.x_step = x_step;
     a.x_row = x_row;
     a.h_0 = h_0 ? h_0->const_data_ptr() : nullptr;
-    a.c_0 = c_0 ? c_0->const_data_ptr() : nullptr;
     a.weights = layer_weights.data();
     a.masks = masks.empty() ? nullptr : mask_pointers.data();
     return a;

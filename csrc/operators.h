@@ -22,7 +22,8 @@ Tensors forward_on(const Device& device, Tensor x, Maybe h_0, Maybe c_0, Tensors
                    bool batch_invariant) {
   const Call call(x, h_0, c_0, weights, batch_sizes, masks.value_or(Tensors{}), mode, num_layers, bidirectional);
   const Shape& s = call.shape;
-  ForwardArgs args = call.args<ForwardArgs>();
+  ForwardArgs args{call.args()};
+  args.c_0 = call.c_0 ? call.c_0->const_data_ptr() : nullptr;
   Tensors out;
   out.reserve(5);
   const auto output = [&](const Sizes& sizes) {
@@ -63,7 +64,7 @@ Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, Ma
                   bidirectional);
   const Shape& s = call.shape;
   const ScalarType type = compute_type(x);
-  BackwardArgs args = call.args<BackwardArgs>();
+  BackwardArgs args{call.args()};
   const int64_t outputs = s.D * s.P, tape = call.tape();
   const auto kept = [&](const Tensor& t, int64_t elements) {
     STD_TORCH_CHECK(t.numel() == elements && t.scalar_type() == x.scalar_type() && t.is_contiguous() &&

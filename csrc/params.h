@@ -29,6 +29,11 @@ struct Sequences {
 
   RNN_EXT_INLINE int64_t active(int64_t t) const { return batch_sizes ? batch_sizes[t] : B; }
   RNN_EXT_INLINE int64_t first_row(int64_t t) const { return first_rows ? first_rows[t] : t * B; }
+
+  // The same of the s-th step that direction d runs; no sequence takes part before the first and after the last.
+  RNN_EXT_INLINE int64_t time(int64_t d, int64_t s) const { return d == 0 ? s : T - 1 - s; }
+  RNN_EXT_INLINE int64_t active(int64_t d, int64_t s) const { return s < 0 || s >= T ? 0 : active(time(d, s)); }
+  RNN_EXT_INLINE int64_t first_row(int64_t d, int64_t s) const { return first_row(time(d, s)); }
 };
 
 struct Shape {
@@ -72,16 +77,20 @@ struct Plan {
   int64_t wavefront_steps = 1;  // where the layers are split: steps that a layer runs before the next one takes them up
 };
 
-struct ForwardArgs {
+struct CallArgs {
   Sequences seq;
   Shape shape;
   Plan plan;
   const void* x = nullptr;            // row (t, b) at x + t*x_step + b*x_row, or x + row*x_row when packed
   int64_t x_step = 0, x_row = 0;      // in elements; the features of a row are contiguous
   const void* h_0 = nullptr;          // [L*D, B, P] or null for zeros
-  const void* c_0 = nullptr;          // [L*D, B, H] or null for zeros, for cells that have a cell state
   const LayerWeights* weights = nullptr;  // [L*D]
   const void* const* masks = nullptr;     // [L-1] dropout masks, each [R, D*P]; or null
+  void* workspace = nullptr;          // 64-byte aligned, workspace_bytes() of it
+};
+
+struct ForwardArgs : CallArgs {
+  const void* c_0 = nullptr;          // [L*D, B, H] or null for zeros, for cells that have a cell state
   void* y = nullptr;                  // [R, D*P], output of the last layer
   void* h_n = nullptr;                // [L*D, B, P]
   void* c_n = nullptr;                // [L*D, B, H] for cells that have a cell state
@@ -90,19 +99,9 @@ struct ForwardArgs {
   void* hidden = nullptr;             // [hidden_slots, R, D*P], outputs of the layers below the last
   int64_t hidden_slots = 0;           // L-1 when they are saved for backward, else at most 2
   void* kept = nullptr;               // weights that stay packed, or null: 64-byte aligned, kept_bytes() of it
-  void* workspace = nullptr;          // likewise, workspace_bytes() of it
 };
 
-struct BackwardArgs {
-  Sequences seq;
-  Shape shape;
-  Plan plan;
-  const void* x = nullptr;
-  int64_t x_step = 0, x_row = 0;
-  const void* h_0 = nullptr;
-  const void* c_0 = nullptr;
-  const LayerWeights* weights = nullptr;
-  const void* const* masks = nullptr;
+struct BackwardArgs : CallArgs {
   const void* y = nullptr;             // as forward left them
   const void* hidden = nullptr;        // [L-1, R, D*P]
   const void* tape = nullptr;          // [L*D, R, tape, H]
@@ -113,7 +112,6 @@ struct BackwardArgs {
   void* dh_0 = nullptr;                // [L*D, B, P], compute type, or null when not wanted
   void* dc_0 = nullptr;                // [L*D, B, H], likewise
   const LayerGradients* gradients = nullptr;  // [L*D], or null when not wanted
-  void* workspace = nullptr;
 };
 
 struct Team;

@@ -83,18 +83,13 @@ struct Layer {
   int64_t inputs() const { return l == 0 ? args.shape.I : outputs(); }
   const LayerWeights& weights(int64_t d) const { return args.weights[l * args.shape.D + d]; }
 
-  // The time step that direction d runs as its s-th.
-  int64_t time(int64_t d, int64_t s) const { return d == 0 ? s : args.seq.T - 1 - s; }
-  // Sequences that take part in the s-th step; none before the first and after the last.
-  int64_t active(int64_t d, int64_t s) const {
-    return s < 0 || s >= args.seq.T ? 0 : args.seq.active(time(d, s));
-  }
-  int64_t first_row(int64_t d, int64_t s) const { return args.seq.first_row(time(d, s)); }
+  int64_t active(int64_t d, int64_t s) const { return args.seq.active(d, s); }
+  int64_t first_row(int64_t d, int64_t s) const { return args.seq.first_row(d, s); }
 
   // The rows of a chunk are neighbours in both directions.
   Range rows(int64_t d, Chunk c) const {
-    const int64_t first = time(d, d == 0 ? c.begin : c.end - 1), last = time(d, d == 0 ? c.end - 1 : c.begin);
-    return {args.seq.first_row(first), args.seq.first_row(last) + args.seq.active(last)};
+    const int64_t first = d == 0 ? c.begin : c.end - 1, last = d == 0 ? c.end - 1 : c.begin;
+    return {first_row(d, first), first_row(d, last) + active(d, last)};
   }
 
   // State of sequence b in `states` [L*D, B, width], width P for h and H for c; null where there are none.

@@ -42,10 +42,8 @@ RNN_EXT_DEVICE Compute<S> given_gradient(const OutputGradients& given, int direc
 
 template <class S>
 RNN_EXT_KERNEL(kThreads) state_gradients(RNN_EXT_PARAM StateGradients p) {
-  const auto time = [&](int64_t s) { return p.direction == 0 ? s : p.seq.T - 1 - s; };
-  const auto active_at = [&](int64_t s) { return s < 0 || s >= p.seq.T ? 0 : p.seq.active(time(s)); };
-  const int64_t active = active_at(p.step), next = active_at(p.step + 1);
-  const int64_t row = active > 0 ? p.seq.first_row(time(p.step)) : 0, here = active > next ? active : next;
+  const int64_t active = p.seq.active(p.direction, p.step), next = p.seq.active(p.direction, p.step + 1);
+  const int64_t row = active > 0 ? p.seq.first_row(p.direction, p.step) : 0, here = active > next ? active : next;
   for (int64_t i = block() * int64_t(threads()) + thread(); i < here * p.P; i += int64_t(blocks()) * threads()) {
     const int64_t b = i / p.P, j = i % p.P;
     Compute<S> dh = b < next ? static_cast<const Compute<S>*>(p.product)[i] : 0;

@@ -42,12 +42,10 @@ struct BlockWork {
   }
 
   // Where this block runs through time.
-  RNN_EXT_DEVICE int64_t time(int64_t s) const { return direction == 0 ? s : p.seq.T - 1 - s; }
-  RNN_EXT_DEVICE int64_t first_row(int64_t s) const { return p.seq.first_row(time(s)); }
+  RNN_EXT_DEVICE int64_t first_row(int64_t s) const { return p.seq.first_row(direction, s); }
   // Sequences of the group that take part in step s; none before the first and after the last.
   RNN_EXT_DEVICE int active(int64_t s) const {
-    if (s < 0 || s >= p.seq.T) return 0;
-    const int64_t n = p.seq.active(time(s)) - first_sequence;
+    const int64_t n = p.seq.active(direction, s) - first_sequence;
     return n < 0 ? 0 : n < g.sequences ? int(n) : g.sequences;
   }
 

@@ -147,9 +147,8 @@ struct Run {
   }
 
   // The steps s of direction d as rows of the host's tables.
-  int64_t time(int64_t d, int64_t s) const { return d == 0 ? s : seq.T - 1 - s; }
-  int64_t active(int64_t d, int64_t s) const { return s < 0 || s >= seq.T ? 0 : call.seq.active(time(d, s)); }
-  int64_t first_row(int64_t d, int64_t s) const { return call.seq.first_row(time(d, s)); }
+  int64_t active(int64_t d, int64_t s) const { return call.seq.active(d, s); }
+  int64_t first_row(int64_t d, int64_t s) const { return call.seq.first_row(d, s); }
   struct Window {
     int64_t first, count, first_time, times;
   };
