@@ -14,10 +14,11 @@ from tests.tolerances import assert_close, assert_same_vector, cosine, relative_
 
 each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 
-CALLS = 80
+CALLS = 40
+MORE_CALLS = 160
 
 
-def calls(layer: Layer, dtype: torch.dtype) -> list[Case]:
+def calls(layer: Layer, dtype: torch.dtype, count: int) -> list[Case]:
     """Calls spread over the space: sizes on a logarithmic scale, every form, layers and directions."""
     choose = random.Random(1)
 
@@ -25,7 +26,7 @@ def calls(layer: Layer, dtype: torch.dtype) -> list[Case]:
         return round(math.exp(choose.uniform(math.log(2), math.log(largest))))
 
     result = []
-    for seed in range(CALLS):
+    for seed in range(count):
         form = choose.choice(["batched", "batched", "unbatched", "unsorted"])
         time, batch = size(150), 1 if form == "unbatched" else size(40)
         lengths = [choose.randint(1, time) if form == "unsorted" else time for _ in range(batch)]
@@ -67,17 +68,18 @@ def assert_as_accurate(ours: list[float], theirs: list[float], dtype: torch.dtyp
 
 @each_layer
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_error_is_as_small_as_torchs(layer, dtype):
+@pytest.mark.parametrize("count", [CALLS, pytest.param(MORE_CALLS, marks=pytest.mark.slow)])
+def test_the_error_is_as_small_as_torchs(layer, dtype, count):
     """Each call on one thread or on two, which may take different plans."""
     our_errors, their_errors = ([], []), ([], [])  # of outputs, of gradients
-    for case in calls(layer, dtype):
+    for case in calls(layer, dtype, count):
         torch.set_num_threads(1 + case.seed % 2)
         ours, theirs, exact = case.run_ours(), case.run_theirs(), case.run_theirs(torch.float64)
         for part in (0, 1) if smooth(case, ours, theirs, exact) else (0,):
             our_errors[part].extend(relative_errors(ours[part], exact[part]))
             their_errors[part].extend(relative_errors(theirs[part], exact[part]))
-    assert len(our_errors[0]) == (1 + len(layer.states)) * CALLS
-    assert len(our_errors[1]) >= CALLS, "too few gradients left to compare"
+    assert len(our_errors[0]) == (1 + len(layer.states)) * count
+    assert len(our_errors[1]) >= count, "too few gradients left to compare"
     for ours, theirs in zip(our_errors, their_errors):
         assert_as_accurate(ours, theirs, dtype)
 
@@ -94,7 +96,7 @@ def test_the_error_does_not_grow_with_length(layer):
 
 
 def test_the_calls_reach_small_and_large_sizes_and_every_form():
-    all_calls = calls(LAYERS[0], torch.float32)
+    all_calls = calls(LAYERS[0], torch.float32, CALLS)
     assert {case.form for case in all_calls} == {"batched", "unbatched", "unsorted"}
     assert {case.num_layers for case in all_calls} == {1, 2, 3}
     for size in ("input_size", "hidden_size"):

@@ -17,6 +17,7 @@ import rnn_ext  # noqa: E402
 from benchmarks import contest, machine, memory, onnx_peer  # noqa: E402
 from benchmarks.contest import CELLS, MODES, Case, Contest  # noqa: E402
 from benchmarks.grids import GRIDS, Point  # noqa: E402
+from tests.covering import each_meeting  # noqa: E402
 from tests.tolerances import assert_close  # noqa: E402
 
 needs_onnx = pytest.mark.skipif(not onnx_peer.available(), reason="onnx and onnxruntime are optional")
@@ -76,9 +77,7 @@ def test_gates_multiply_the_work():
 # Contestants
 
 
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("grid", GRIDS)
+@each_meeting(grid=list(GRIDS), mode=list(MODES), cell=list(CELLS))
 def test_contestants_agree_on_every_grid(grid, mode, cell):
     dtype = GRIDS[grid].dtype
     rivals = Contest(Case(cell, SMALL, mode, 1, dtype, grid))

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations, prune
 
 import rnn_ext
 from tests.contract import promise
+from tests.covering import each_meeting
 from tests.strategies import BATCHES, FEATURES
 from tests.subject import CELLS, DTYPES, Case
 from tests.test_module import assert_same_weights
@@ -239,10 +240,7 @@ def test_sizes_that_are_worth_several_threads(cell, threads, batch):
     assert_parity(Case(cell, 64, 512, lengths=(1,) * batch, used=("h_n", "c_n")))
 
 
-@each_cell
-@each_dtype
-@pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("invariant", [True, False], ids=["batch_invariant", "default"])
+@each_meeting(3, cell=CELLS, dtype=DTYPES, threads=[1, 2, 3], invariant={"batch_invariant": True, "default": False})
 def test_every_way_to_use_the_weights_of_one_step(cell, dtype, threads, invariant):
     """As they lie with few rows, else packed in pieces; more than a block of terms, off the widths of vectors."""
     torch.set_num_threads(threads)

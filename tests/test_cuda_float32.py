@@ -22,7 +22,7 @@ def float32_errors(emulator, layer, hidden_size, batch) -> dict[str, float]:
     return errors
 
 
-@pytest.mark.parametrize("batch, hidden_size", [(8, 16), (9, 130), (24, 256)])
+@pytest.mark.parametrize("batch, hidden_size", [(8, 16), (9, 130), pytest.param(24, 256, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("layer", [LSTM, GRU], ids=str)
 def test_three_products_of_tf32_are_as_close_to_float64_as_multiply_adds(emulator, layer, batch, hidden_size):
     emulator.device(multiprocessors=24, shared_bytes=227 << 10)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import rnn_ext
+from tests.covering import each_meeting
 from tests.cuda_emulator.device import GRU, HALVES, LSTM, TANH, assert_equals_reference, plan, results_of
 from tests.subject import Case
 
@@ -22,11 +23,12 @@ def kibibytes(text: str) -> list[int]:
     return [int(match[1] or 0) for match in found if match]
 
 
-@pytest.mark.parametrize("threads", [32, 96, 256])
-@pytest.mark.parametrize("dtype", FRAGMENT_DTYPES, ids=str)
-@pytest.mark.parametrize("mode, hidden_size", [("LSTM", 64), ("LSTM", 67), ("GRU", 88), ("RNN_TANH", 256)])
-def test_no_bit_depends_on_where_the_weights_lie(emulator, mode, hidden_size, dtype, threads):
+@each_meeting(
+    size=[("LSTM", 64), ("LSTM", 67), ("GRU", 88), ("RNN_TANH", 256)], dtype=FRAGMENT_DTYPES, threads=[32, 96, 256]
+)
+def test_no_bit_depends_on_where_the_weights_lie(emulator, size, dtype, threads):
     """Among them: odd sizes, weights at odd addresses, warps with several jobs and with none."""
+    mode, hidden_size = size
     emulator.device(multiprocessors=2, shared_bytes=227 << 10, threads=threads)
     layer = {"LSTM": LSTM, "GRU": GRU, "RNN_TANH": TANH}[mode]
     layout = "offset" if mode == "GRU" else "contiguous"
@@ -44,10 +46,9 @@ def test_no_bit_depends_on_where_the_weights_lie(emulator, mode, hidden_size, dt
 
 
 @pytest.mark.sanitize
-@pytest.mark.parametrize("dtype", FRAGMENT_DTYPES, ids=str)
-@pytest.mark.parametrize("kind, batch, hidden_size", [("grid", 3, 99), ("grid", 20, 98), ("cluster", 11, 104)])
-@pytest.mark.parametrize("layer", [LSTM, GRU], ids=str)
-def test_weights_in_both_places_equal_the_reference(emulator, layer, kind, batch, hidden_size, dtype):
+@each_meeting(layer=[LSTM, GRU], size=[("grid", 3, 99), ("grid", 20, 98), ("cluster", 11, 104)], dtype=FRAGMENT_DTYPES)
+def test_weights_in_both_places_equal_the_reference(emulator, layer, size, dtype):
+    kind, batch, hidden_size = size
     emulator.device(multiprocessors=3, cluster_blocks=3, shared_bytes=227 << 10, threads=32)
     emulator.plan(kind, "held")
     assert min(kibibytes(plan(layer.ours.__name__, 5, batch, hidden_size, dtype.itemsize))) > 0

@@ -40,9 +40,9 @@ def alone_and_together(layer, dtype, hidden_size):
 @pytest.mark.parametrize("layer, kind", INVARIANT, ids=str)
 def test_under_batch_invariant_a_sequence_does_not_see_the_batch(emulator, layer, kind):
     emulator.plan(kind)
-    emulator.device(workspace_bytes=20 << 10)  # other chunks for another batch
+    emulator.device(workspace_bytes=14 << 10)  # other chunks for another batch
     with rnn_ext.batch_invariant():
-        for together, alone in alone_and_together(layer, torch.float32, 24):
+        for together, alone in alone_and_together(layer, torch.float32, 16):
             assert all(torch.equal(a, b) for a, b in zip(together, alone))
 
 
@@ -51,7 +51,7 @@ def test_under_batch_invariant_a_sequence_does_not_see_the_batch(emulator, layer
 def test_batch_invariant_holds_for_every_dtype(emulator, layer, kind, dtype):
     emulator.plan(kind)
     with rnn_ext.batch_invariant():
-        for together, alone in alone_and_together(layer, dtype, 40):
+        for together, alone in alone_and_together(layer, dtype, 24):
             assert all(torch.equal(a, b) for a, b in zip(together, alone))
 
 

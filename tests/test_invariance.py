@@ -9,6 +9,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnn_ext
+from tests.covering import each_meeting
 from tests.subject import DTYPES, LAYERS, Layer, named_outputs, run_python
 
 each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
@@ -27,7 +28,7 @@ STACKS = {
     "no bias": {"bias": False},
     "two layers, both directions": {"num_layers": 2, "bidirectional": True},
 }
-each_mode = pytest.mark.parametrize("invariant", [True, False], ids=["batch_invariant", "default"])
+MODES = {"batch_invariant": True, "default": False}
 each_stack = pytest.mark.parametrize("options", STACKS.values(), ids=STACKS)
 
 
@@ -83,11 +84,7 @@ def assert_each_part_alone_is_its_part_of_the_whole(batch: Batch) -> None:
             assert torch.equal(alone[name], expected), f"{name} of sequences {part}"
 
 
-@each_mode
-@each_layer
-@each_dtype
-@each_shape
-@each_stack
+@each_meeting(3, layer=LAYERS, dtype=DTYPES, shape=SHAPES, options=STACKS, invariant=MODES)
 def test_a_sequence_does_not_depend_on_the_rest_of_the_batch(layer, dtype, shape, options, invariant):
     with rnn_ext.batch_invariant(invariant):
         assert_each_part_alone_is_its_part_of_the_whole(Batch(layer, shape, dtype, **options))
@@ -138,11 +135,7 @@ def test_a_packed_sequence_is_bitwise_the_padded_one(layer, dtype):
         assert_bitwise_equal(batch.run(), padded)
 
 
-@each_mode
-@each_layer
-@each_dtype
-@each_shape
-@each_stack
+@each_meeting(3, layer=LAYERS, dtype=DTYPES, shape=SHAPES, options=STACKS, invariant=MODES)
 def test_nothing_depends_on_the_number_of_threads(layer, dtype, shape, options, invariant):
     batch, results = Batch(layer, shape, dtype, **options), []
     with rnn_ext.batch_invariant(invariant):
@@ -222,10 +215,7 @@ print(*[t.double().sum().item() for t in (y, h_n, x.grad, *(w.grad for w in modu
     assert run_python(code, OMP_THREAD_LIMIT="1") == run_python(code)
 
 
-@each_layer
-@each_dtype
-@each_shape
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@each_meeting(3, layer=LAYERS, dtype=DTYPES, shape=SHAPES, threads=[1, 2, 3])
 def test_the_same_call_twice_gives_the_same_bits(layer, dtype, shape, threads):
     torch.set_num_threads(threads)
     batch = Batch(layer, shape, dtype)
@@ -234,10 +224,7 @@ def test_the_same_call_twice_gives_the_same_bits(layer, dtype, shape, threads):
         assert_bitwise_equal(batch.run(), first)
 
 
-@each_layer
-@each_dtype
-@each_shape
-@pytest.mark.parametrize("num_layers", [1, 2])
+@each_meeting(3, layer=LAYERS, dtype=DTYPES, shape=SHAPES, num_layers=[1, 2])
 def test_chunks_that_carry_the_state_give_the_whole(layer, dtype, shape, num_layers):
     if dtype == torch.bfloat16 and len(layer.states) > 1:
         pytest.skip("the cell state is float32 within a call and bfloat16 between calls")

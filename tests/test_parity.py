@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 
 from tests.contract import promise
+from tests.covering import each_meeting
 from tests.strategies import EDGE_CASES, cases
 from tests.subject import DTYPES, LAYERS, Case, named_outputs
 from tests.tolerances import assert_all_close, assert_close
@@ -69,19 +70,14 @@ SHAPES = [
 ]  # fmt: skip
 
 
-@each_layer
-@pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@each_meeting(2, layer=LAYERS, shape=SHAPES, threads=[1, 2, 3])
 def test_shapes_of_the_benchmark(layer, threads, shape):
     batch, time, input_size, hidden_size = shape
     torch.set_num_threads(threads)
     assert_parity(Case(layer, input_size, hidden_size, lengths=(time,) * batch))
 
 
-@each_layer
-@pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("batch", [1, 2, 40])
-@pytest.mark.parametrize("form", ["batched", "unsorted"])
+@each_meeting(2, layer=LAYERS, threads=[1, 2, 3], batch=[1, 2, 40], form=["batched", "unsorted"])
 def test_deep_stacks_in_both_directions(layer, threads, batch, form):
     torch.set_num_threads(threads)
     lengths = [1 + 7 * b % 30 if form == "unsorted" else 30 for b in range(batch)]
@@ -89,10 +85,7 @@ def test_deep_stacks_in_both_directions(layer, threads, batch, form):
 
 
 @pytest.mark.sanitize
-@each_layer
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("num_layers", [2, 5])
-@pytest.mark.parametrize("form", ["unbatched", "batched", "unsorted"])
+@each_meeting(3, layer=LAYERS, dtype=DTYPES, num_layers=[2, 5], form=["unbatched", "batched", "unsorted"])
 def test_deep_stacks_of_few_sequences(layer, dtype, num_layers, form):
     torch.set_num_threads(2)
     lengths = {"unbatched": (300,), "batched": (150, 150), "unsorted": (97, 150)}[form]

@@ -13,6 +13,7 @@ from benchmarks.tasks.problem import Batch
 from benchmarks.tasks.recorder import RECORDED_CALLS
 from benchmarks.tasks.registry import TASKS
 from benchmarks.tasks.runner import AGREEMENT, Run, largest_difference, measure, train
+from tests.covering import each_meeting
 from tests.tolerances import assert_close
 
 TOYS = ["toy_classes", "up_down", "next_number", "next_number_default", "hihello"]
@@ -79,18 +80,14 @@ def assert_curves_agree(name, backend, dtype, **options):
     assert largest_difference(losses, expected, steps) <= bound
 
 
-@pytest.mark.parametrize("dtype", AGREEMENT)
-@pytest.mark.parametrize("backend", ["rnn_ext", "numpy"])
-@pytest.mark.parametrize("cell", ["RNN", "LSTM", "GRU"])
-@pytest.mark.parametrize("name", TOYS)
+@each_meeting(3, name=TOYS, cell=["RNN", "LSTM", "GRU"], backend=["rnn_ext", "numpy"], dtype=list(AGREEMENT))
 def test_loss_curves_lie_on_those_of_torch(name, cell, backend, dtype):
     assert_curves_agree(name, backend, dtype, cell=cell, epochs=AGREEMENT[dtype][0])
 
 
-@pytest.mark.parametrize("dtype", AGREEMENT)
-@pytest.mark.parametrize("backend", ["rnn_ext", "numpy"])
-@pytest.mark.parametrize("name, cell", SHORT_CELLS)
-def test_loss_curves_of_the_larger_tasks_lie_on_those_of_torch(name, cell, backend, dtype):
+@each_meeting(task=SHORT_CELLS, backend=["rnn_ext", "numpy"], dtype=list(AGREEMENT))
+def test_loss_curves_of_the_larger_tasks_lie_on_those_of_torch(task, backend, dtype):
+    name, cell = task
     # NumPy's SGD goes sequence by sequence unless a batch is one sequence on torch too.
     options = dict(SHORT[name], batch=1) if (name, backend) == ("counting_ones_sgd", "numpy") else SHORT[name]
     assert_curves_agree(name, backend, dtype, cell=cell, **options)

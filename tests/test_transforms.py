@@ -13,6 +13,7 @@ from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_
 from rnn_ext import ops
 from tests import plain
 from tests.contract import promise
+from tests.covering import each_meeting
 from tests.subject import CELLS, LAYERS, Case, gradients_of
 from tests.test_gradients import as_function
 from tests.tolerances import assert_all_close, assert_close
@@ -28,19 +29,10 @@ OPTIONS = {
     "two layers, both directions, dropout": {"num_layers": 2, "bidirectional": True, "dropout": 0.5},
     "packed, both directions": {"form": "unsorted", "lengths": (1, 3, 2), "bidirectional": True},
 }
-CELL_OPTIONS = {"batched": {}, "unbatched, no bias": {"form": "unbatched", "bias": False}}
-CASES = [
-    pytest.param(replace(Case(layer, **SMALL), **options), id=f"{layer}, {name}")
-    for layer in LAYERS
-    for name, options in OPTIONS.items()
-] + [
-    pytest.param(
-        replace(Case(cell, **SMALL), lengths=(1,) * (1 + (name == "batched")), **options), id=f"{cell}, {name}"
-    )
-    for cell in CELLS
-    for name, options in CELL_OPTIONS.items()
-]
-each_case = pytest.mark.parametrize("case", CASES)
+CELL_OPTIONS = {
+    "batched": {"lengths": (1, 1)},
+    "unbatched, no bias": {"form": "unbatched", "lengths": (1,), "bias": False},
+}
 
 
 def varied(values, seed: int):
@@ -168,18 +160,25 @@ PROVES = {
     **dict.fromkeys(["vmap", "vmap over all", "vmap over weights"], VMAP),
     **dict.fromkeys(["vmap of grad", "vmap of grad over all"], PER_SAMPLE),
 }
-each_transform = pytest.mark.parametrize(
-    "transform", [pytest.param(f, id=name, marks=PROVES.get(name, COMPOSED)) for name, f in TRANSFORMS.items()]
-)
+EVERY_TRANSFORM = [pytest.param(f, id=name, marks=PROVES.get(name, COMPOSED)) for name, f in TRANSFORMS.items()]
 
 
-@each_case
-@each_transform
-@pytest.mark.filterwarnings("error::rnn_ext.SlowPathWarning")
-def test_a_transform_is_right(case, transform):
+def assert_a_transform_is_right(case: Case, transform) -> None:
     ours, values = as_function(case)
     values = tuple(v.detach() for v in values)
     assert_all_close(flat(transform(ours, values)), flat(transform(plain.as_function(case), values)))
+
+
+@each_meeting(layer=LAYERS, options=OPTIONS, transform=EVERY_TRANSFORM)
+@pytest.mark.filterwarnings("error::rnn_ext.SlowPathWarning")
+def test_a_transform_of_a_layer_is_right(layer, options, transform):
+    assert_a_transform_is_right(replace(Case(layer, **SMALL), **options), transform)
+
+
+@each_meeting(cell=CELLS, options=CELL_OPTIONS, transform=EVERY_TRANSFORM)
+@pytest.mark.filterwarnings("error::rnn_ext.SlowPathWarning")
+def test_a_transform_of_a_cell_is_right(cell, options, transform):
+    assert_a_transform_is_right(replace(Case(cell, **SMALL), **options), transform)
 
 
 # What it takes
