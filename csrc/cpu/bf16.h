@@ -29,6 +29,9 @@ RNN_EXT_BF16 RNN_EXT_INLINE void add_pair_of_terms(__m512 (&sum)[M][NV], const u
   __m512i right[NV];
 #pragma GCC unroll 8
   for (int v = 0; v < NV; ++v) right[v] = _mm512_loadu_si512(b + v / 2 * panel_stride + v % 2 * kTile * kTileDepth);
+  if constexpr (M > 1)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) stay_in_register(right[v]);
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
     int pair;

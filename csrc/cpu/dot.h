@@ -58,10 +58,13 @@ inline void dot_tile(T* C, int64_t ldc, const T* A, int64_t lda, const S* W, int
   Vec<T> sum[kDotSums] = {};
   const S* w[N];
   for (int i = 0; i < N; ++i) w[i] = W + (i < n ? i : n - 1) * ldw;
-  const auto add = [&](auto load_a, auto load_w) {
+  const auto add = [&](auto load_a, auto load_w) __attribute__((always_inline)) {
     Vec<T> b[N];
 #pragma GCC unroll 16
-    for (int i = 0; i < N; ++i) b[i] = load_w(w[i]);
+    for (int i = 0; i < N; ++i) {
+      b[i] = load_w(w[i]);
+      if constexpr (M > 1) stay_in_register(b[i]);
+    }
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
       const Vec<T> a = load_a(A + m * lda);

@@ -153,6 +153,9 @@ void tile(int64_t K, const T* A, int64_t lda, const T* B, int64_t ldb, int64_t p
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v)
       b[v] = load(B + (v / NV) * panel_stride + k * ldb + v % NV * kLanes<T>);
+    if constexpr (M > 1)
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) stay_in_register(b[v]);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       const Vec<T> a = splat<T>(kTransposedA ? A[k * lda + m] : A[m * lda + k]);

@@ -43,6 +43,18 @@ inline Vec<T> splat(T x) {
   return x - Vec<T>{};  // x + 0 would lose the sign of -0
 }
 
+// Makes the compiler load v once: it would read from memory again for every use, if there are not many.
+template <class V>
+RNN_EXT_INLINE void stay_in_register(V& v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__x86_64__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+}
+
 // a*b + c, rounded once where the hardware can.
 #if defined(__AVX512F__)
 inline VecF fma(VecF a, VecF b, VecF c) { return (VecF)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
