@@ -280,7 +280,7 @@ class Backward {
     in_packs<T, kTogether<Cell>>(sequences, rows, begin, end, [&](auto at) {
       constexpr int N = at.vectors;
       using V = Pack<T, N>;
-      V kept[Cell::tape + 1], da_t[C], dh = load_pack(at, dh_t, ldh), carry{};
+      V kept[Cell::tape + 1 /* never none */], da_t[C], dh = load_pack(at, dh_t, ldh), carry{};
       for (int i = 0; i < Cell::tape; ++i) kept[i] = load_pack(at, tape + i * H, ldt);
       if constexpr (Cell::carry != Carry::none)
         carry = pack_of<T, N>([&](int v) {

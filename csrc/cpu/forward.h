@@ -201,7 +201,7 @@ class Forward {
     in_packs<T, kTogether<Cell>>(sequences, rows, begin, end, [&](auto at) {
       constexpr int N = at.vectors;
       using V = Pack<T, N>;
-      V in[C], kept[Cell::tape + 1], h_before{}, c{};
+      V in[C], kept[Cell::tape + 1 /* never none */], h_before{}, c{};
       for (int i = 0; i < C; ++i) in[i] = load_pack(at, a + i * Hp, lda);
       if constexpr (kHasCell) c = load_pack(at, c_t, ldc);
       if constexpr (Cell::carry == Carry::hidden)

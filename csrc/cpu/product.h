@@ -6,7 +6,7 @@
 // column of B alone: not on the size of the batch, its place in it, the panel width or the number of threads.
 
 constexpr int64_t kBlock = 256;
-constexpr int64_t kFewTerms = 16;
+constexpr int64_t kFewTerms = 16;             // so few that reading and writing C is most of a product
 constexpr int64_t kNearBytes = 32 * 1024;     // what stays in a core's first cache anyway
 constexpr int64_t kBytesToCopy = 512 * 1024;  // of da, from which its transpose is worth a copy
 template <class T>
