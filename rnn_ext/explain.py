@@ -60,9 +60,9 @@ class Explanation:
         if self.path == "torch":
             return f"torch's own operator: {self.reason}"
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        weights = ", frozen weights" if self.frozen else ""
-        product = "" if self.product is None else f"products by {self.product}"
-        how = ", ".join(filter(None, [product + weights, f"plan '{self.plan}'", threads]))
+        product = f"products by {self.product}" if self.product else ""
+        frozen = "frozen weights" if self.frozen else ""
+        how = ", ".join(filter(None, [product, frozen, f"plan '{self.plan}'", threads]))
         told = f"kernel for {self.isa}, {how}: {self.reason}"
         if self.checkpoint_steps is None:
             return told

@@ -203,3 +203,8 @@ with warnings.catch_warnings(record=True) as caught:
     print(len(caught), caught[0].filename)
 """)
     assert printed.splitlines() == ["0", "1 <string>"]
+
+
+def test_a_cuda_kernel_is_told_without_a_product():
+    told = str(rnn_ext.Explanation("kernel", "why", "clusters", "cuda", 1, None))
+    assert told == "kernel for cuda, plan 'clusters', 1 thread: why"
