@@ -81,6 +81,15 @@ def test_a_projection_is_not_split_by_hidden_units(layer):
 
 
 @each_layer
+def test_one_sequence_is_split_by_hidden_units_sooner_than_two(layer):
+    torch.set_num_threads(2)
+    module = layer.make_ours(64, 128)
+    plans = [rnn_ext.explain(module, torch.randn(100, batch, 64)).plan for batch in (1, 2)]
+    two = "pipeline" if layer.ours is rnn_ext.RNN else "hidden split"
+    assert plans == (["pipeline"] * 2 if layer.projected else ["hidden split", two])
+
+
+@each_layer
 def test_several_layers_of_few_sequences_run_as_a_wavefront(layer):
     torch.set_num_threads(2)
     x = torch.randn(100, 2, 64)
@@ -91,10 +100,10 @@ def test_several_layers_of_few_sequences_run_as_a_wavefront(layer):
 
 
 @each_layer
-def test_units_that_do_not_divide_evenly_are_not_split_where_layers_can_be(layer):
+def test_units_of_few_weights_are_not_split_where_layers_can_be(layer):
     torch.set_num_threads(2)
     x = torch.randn(100, 2, 64)
-    plans = [rnn_ext.explain(layer.make_ours(64, units, 2), x).plan for units in (192, 256)]
+    plans = [rnn_ext.explain(layer.make_ours(64, units, 2), x).plan for units in (96, 320)]
     assert plans == ["layer wavefront", "layer wavefront" if layer.projected else "hidden split"]
 
 

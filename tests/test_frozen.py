@@ -49,6 +49,18 @@ def test_a_frozen_layer_gives_the_same_bits(layer, dtype, options, time):
 
 
 @each_layer
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_frozen_weights_serve_any_number_of_threads(layer, bidirectional):
+    module, x = layer.make_ours(7, 200, bidirectional=bidirectional), torch.randn(30, 2, 7)
+    torch.set_num_threads(1)
+    expected = call(layer, module, x)
+    with rnn_ext.frozen(module):
+        for threads in (3, 1, 2, 5):  # which share the hidden units
+            torch.set_num_threads(threads)
+            assert_same_bits(call(layer, module, x), expected)
+
+
+@each_layer
 def test_a_frozen_layer_takes_packed_sequences(layer):
     module = layer.make_ours(4, 20, bidirectional=True)
     x = pack_sequence([torch.randn(time, 4) for time in (6, 3, 3, 1)])

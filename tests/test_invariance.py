@@ -159,6 +159,26 @@ def test_nothing_packed_depends_on_the_number_of_threads(layer, dtype):
     assert_bitwise_equal(results[2], results[0])
 
 
+# Few sequences, whose hidden units are split among the threads: evenly or not, and inside of a product's panel.
+SPLITS = [(1, 40, 5, 200), (3, 11, 33, 333), (2, 300, 70, 208)]
+
+
+@pytest.mark.sanitize
+@each_layer
+@each_dtype
+@pytest.mark.parametrize("shape", SPLITS, ids=str)
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one direction", "both directions"])
+def test_shares_of_the_units_give_the_bits_of_all_units(layer, dtype, shape, bidirectional):
+    batch, results, plans = Batch(layer, shape, dtype, bidirectional=bidirectional), [], []
+    for threads in (1, 2, 3, 5):
+        torch.set_num_threads(threads)
+        plans.append(rnn_ext.explain(batch.module, batch.x).plan)
+        results.append(batch.run())
+    assert any(plan.endswith("hidden split") for plan in plans) != layer.projected
+    for result in results[1:]:
+        assert_bitwise_equal(result, results[0])
+
+
 # Few sequences of many steps through several layers, which more than one thread runs as a wavefront: with more layers
 # than threads and fewer, in one chunk of the gradients and in several, with steps to spare.
 WAVEFRONTS = [(1, 600, 20, 48, 2), (2, 101, 65, 64, 3), (2, 301, 33, 33, 5)]
@@ -200,19 +220,32 @@ def test_layers_at_once_give_the_same_outputs_with_and_without_gradients(layer, 
     assert_bitwise_equal(inference, training)
 
 
-def test_layers_at_once_take_the_threads_that_there_are():
+def test_every_plan_takes_the_threads_that_there_are():
     """OpenMP may give fewer threads than torch counts on."""
     code = """
-import torch, rnn_ext
-torch.manual_seed(0)
-module, x = rnn_ext.GRU(20, 48, 3), torch.randn(300, 2, 20, requires_grad=True)
-torch.set_num_threads(2)
-assert rnn_ext.explain(module, x).plan == "layer wavefront"
-y, h_n = module(x)
-y.square().sum().backward()
-print(*[t.double().sum().item() for t in (y, h_n, x.grad, *(w.grad for w in module.parameters()))])
+import hashlib, torch
+from rnn_ext import GRU, explain
+
+torch.set_num_threads(4)
+for plan, make, shape in (
+    ("pipeline", lambda: GRU(20, 48), (300, 2, 20)),
+    ("batch split", lambda: GRU(20, 48), (20, 40, 20)),
+    ("hidden split", lambda: GRU(20, 200), (40, 2, 20)),
+    ("layer wavefront", lambda: GRU(20, 48, 3), (300, 2, 20)),
+    ("direction split", lambda: GRU(20, 48, 2, bidirectional=True), (300, 2, 20)),
+    ("direction and batch split", lambda: GRU(20, 48, 2, bidirectional=True), (20, 40, 20)),
+    ("direction and hidden split", lambda: GRU(20, 200, 2, bidirectional=True), (40, 2, 20)),
+):
+    torch.manual_seed(0)
+    module, x = make(), torch.randn(shape, requires_grad=True)
+    assert explain(module, x).plan == plan
+    y, h_n = module(x)
+    y.backward(torch.ones_like(y))
+    results = (y.detach(), h_n.detach(), x.grad, *(w.grad for w in module.parameters()))
+    print(plan, *[hashlib.sha256(t.numpy().tobytes()).hexdigest() for t in results])
 """
-    assert run_python(code, OMP_THREAD_LIMIT="1") == run_python(code)
+    one, two, four = (run_python(code, OMP_THREAD_LIMIT=limit).splitlines() for limit in "124")
+    assert one == two == four
 
 
 @each_meeting(3, layer=LAYERS, dtype=DTYPES, shape=SHAPES, threads=[1, 2, 3])

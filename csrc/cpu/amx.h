@@ -95,11 +95,12 @@ __attribute__((noinline)) void row_product(const SplitRows<PA>& A, const TilePan
   }
 }
 
-// C[M, columns of the panels] = bias + A[M, K] B, or += A B, as in product.h.
+// C[M, some columns] = bias + A[M, K] B, or += A B, as in product.h; columns of whole panels.
 template <int PA, int PB>
-void product(float* C, int64_t ldc, const SplitRows<PA>& A, int64_t M, const TilePanels<PB>& B, Range panels, Into into,
+void product(float* C, int64_t ldc, const SplitRows<PA>& A, int64_t M, const TilePanels<PB>& B, Range some, Into into,
              const float* bias = nullptr) {
   alignas(64) float sum[32 * 32];
+  const Range panels = B.panels(some);
   for (int64_t p = panels.begin; p < panels.end; ++p) {
     const int64_t columns = B.columns(p);
     for (int64_t m = 0; m < M; m += 32) {
@@ -139,7 +140,8 @@ struct AmxProduct {
   using Right = TilePanels<kParts>;
   using Transposed = Gradients;
   static constexpr bool kOnFloats = false, kAnyRows = false;
-  static constexpr int64_t kWidth = Right::kWidth, kRowUnit = 2 * kTile, kSingle = 1;
+  static constexpr int64_t kWidth = Right::kWidth, kSingle = 1;
+  static constexpr int64_t kRowUnit = 2 * kTile, kUnit = kWidth;
   static constexpr int64_t kInputRows = 128;  // few enough to stay in a core's cache beside the weights
   static constexpr int64_t kRightBytes = 1024 * 1024, kLeftRows = 2 * kTile;
 

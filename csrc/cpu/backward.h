@@ -85,10 +85,9 @@ class Backward {
   // The steps [steps.begin, steps.end) of chunk c.
   void loop(const L& layer, int64_t d, Chunk c, Range steps, const Team& team) {
     const Direction& z = direction[d];
-    const int64_t panels = panel_count<Product>(H);
     const bool by_unit = args.plan.split == Split::hidden;
     const Part sequences = by_unit ? Part{0, 1, args.seq.B} : sequences_of<Product>(team, args.seq);
-    const Range mine = by_unit ? team.part(panels) : Range{0, panels};
+    const Range mine = by_unit ? team.part(H, Product::kUnit) : Range{0, H};
     const Gradients here = z.da[c.index % 2];
     const int64_t first = layer.rows(d, c).begin;
     for (int64_t s = steps.end - 1; s >= steps.begin; --s) {
@@ -103,13 +102,13 @@ class Backward {
   // once: which one comes to a row first depends on the chunks, and must not change the result.
   void input_gradient(const L& layer, int64_t d, Chunk c, Range steps, const Team& team) {
     if (!dx(layer.l)) return;
-    const int64_t N = layer.inputs(), panels = panel_count<Product>(N);
+    const int64_t N = layer.inputs();
     const Range rows = layer.rows(d, {c.index, steps.begin, steps.end});
     const Gradients da = direction[d].da[c.index % 2].at(rows.begin - layer.rows(d, c).begin);
     // A worker keeps its part of W_ih in its own cache, or else all of it.
-    const bool by_panel = args.plan.split == Split::hidden && panels >= team.size;
-    const Range mine = by_panel ? Range{0, rows.size()} : team.part(rows.size(), Product::kRowUnit);
-    const Range columns = by_panel ? team.part(panels) : Range{0, panels};
+    const bool by_column = shares_columns(N, team);
+    const Range mine = by_column ? Range{0, rows.size()} : team.part(rows.size(), Product::kRowUnit);
+    const Range columns = by_column ? team.part(N, Product::kUnit) : Range{0, N};
     const auto product_of = [&](T* out, int64_t ldo, Range some) {
       for (int g = 0; g < G; ++g)
         multiply(out, ldo, da.at(mine.begin, g * Hk), mine.size(), W_ih(layer, d, g), some,
@@ -119,14 +118,14 @@ class Backward {
     if (args.shape.D == 1) return product_of(out, N, columns);
     constexpr int64_t kWidth = Product::kWidth;
     T* const sum = sums + team.rank * chunk_rows * kWidth;
-    for (int64_t p = columns.begin; p < columns.end; ++p) {
-      const int64_t n = p * kWidth;
-      product_of(sum - n, kWidth, Range{p, p + 1});
+    const Groups<Product> groups{columns, 1};
+    for (int64_t i = 0; i < groups.count(); ++i) {
+      const Range group = groups[i];
+      product_of(sum - group.begin, kWidth, group);
       for (int64_t r = 0; r < mine.size(); ++r)
-        for (int64_t j = 0; j < smaller(kWidth, N - n); j += kLane) {
-          T* const to = out + r * N + n + j;
-          const int64_t left = N - n - j;
-          store(to, load(to, left) + load(sum + r * kWidth + j), left);
+        for (int64_t j = group.begin; j < group.end; j += kLane) {
+          T* const to = out + r * N + j;
+          store(to, load(to, N - j) + load(sum + r * kWidth + j - group.begin), N - j);
         }
     }
   }
@@ -140,6 +139,10 @@ class Backward {
 
  private:
   bool packed() const { return args.plan.weights == Weights::packed; }
+  // Whether workers divide the columns of an input gradient rather than its rows.
+  bool shares_columns(int64_t N, const Team& team) const {
+    return args.plan.split == Split::hidden && panel_count<Product>(N) >= team.size;
+  }
   // Rows of weights may be the right side of a product where they lie, whole panels of them at least. For W_ih that is
   // as fast, since a panel serves many rows; for W_hh if it stays in a core's cache.
   static constexpr bool kAsTheyLie = Product::kOnFloats && sizeof(S) == sizeof(T);
@@ -158,12 +161,12 @@ class Backward {
   }
   W W_hr(const L& layer, int64_t d) const { return W::gate(0, layer.weights(d).W_hr, direction[d].W_hr, P, H); }
 
-  // C = or += A W for the columns of the panels.
+  // C = or += A W for some columns.
   template <class Left>
-  void multiply(T* out, int64_t ldo, const Left& A, int64_t M, const W& w, Range panels, Into into, const Direction& z,
+  void multiply(T* out, int64_t ldo, const Left& A, int64_t M, const W& w, Range columns, Into into, const Direction& z,
                 const Team& team, bool is_packed) {
-    if (is_packed) return product(out, ldo, A, M, w.packed(), panels, into);
-    product_of_rows_in_pieces(out, ldo, A, M, w, panels, into, z.piece + team.rank * piece_size);
+    if (is_packed) return product(out, ldo, A, M, w.packed(), columns, into);
+    product_of_rows_in_pieces(out, ldo, A, M, w, columns, into, z.piece + team.rank * piece_size);
   }
 
   const S* output(int64_t l) const {
@@ -191,13 +194,16 @@ class Backward {
   void pack(const L& layer, int64_t d, const Team& team) {
     if (!packed()) return;
     for (int g = 0; g < G; ++g) {
-      const auto mine = [&](int64_t columns) {
-        return panels_to_pack(args.plan, team, g, G, panel_count<Product>(columns));
-      };
-      if (dx(layer.l) && packs_ih()) pack_rows(W_ih(layer, d, g), mine(layer.inputs()));
-      if (packs_hh()) pack_rows(W_hh(layer, d, g), mine(P));
+      const int64_t I = layer.inputs();
+      if (dx(layer.l) && packs_ih())
+        pack_rows(W_ih(layer, d, g),
+                  shares_columns(I, team) ? team.part(I, Product::kUnit) : share_of_panels<Product>(team, g, G, I));
+      if (packs_hh())
+        pack_rows(W_hh(layer, d, g), args.plan.split == Split::hidden
+                                         ? units_in_loop(args.plan, team, d, P, Product::kUnit)
+                                         : share_of_panels<Product>(team, g, G, P));
     }
-    if (args.shape.projected) pack_rows(W_hr(layer, d), team.part(panel_count<Product>(H)));
+    if (args.shape.projected) pack_rows(W_hr(layer, d), share_of_panels<Product>(team, 0, 1, H));
   }
 
   // da of step s, which is in chunk c or the first step of the chunk after it; nothing past the end.
@@ -208,14 +214,14 @@ class Backward {
   }
 
   void step(const L& layer, int64_t d, int64_t s, const Gradients& da, const Gradients& da_next,
-            const Part& sequences, Range panels, const Team& team) {
+            const Part& sequences, Range units, const Team& team) {
     const Direction& z = direction[d];
     const int64_t active = layer.active(d, s), next = layer.active(d, s + 1);
     const int64_t row = layer.first_row(d, s), ld = layer.outputs();
     const int64_t rows = sequences.count(active), going_on = sequences.count(next);  // these have a later step
     const int64_t b = sequences.first, every = sequences.step;
     // Sequences that began at step s + 1 have nothing before it but h_0.
-    if (next > active) initial_gradients(layer, d, da_next, {active, next}, sequences, panels, team);
+    if (next > active) initial_gradients(layer, d, da_next, {active, next}, sequences, units, team);
     if (rows == 0) return;
 
     const bool last_layer = layer.l == args.shape.L - 1;
@@ -223,13 +229,12 @@ class Backward {
     const T* dy_above = last_layer ? nullptr : dx(layer.l + 1) + row * ld + d * P;
     const S* mask = last_layer ? nullptr : L{args, layer.l + 1}.mask();
     if (mask) mask += row * ld + d * P;
-    // dy_t and what comes back through W_hh, for the panels of `group`.
+    // dy_t and what comes back through W_hh, for a group of units.
     const auto output_gradient = [&](T* out, int64_t ldo, Range group) {
-      const int64_t begin = group.begin * Product::kWidth, end = smaller(group.end * Product::kWidth, P);
       for (int64_t i = 0; i < rows; ++i) {
         const int64_t b = sequences[i];
         const S* dh_n = b >= next ? layer.state(static_cast<const S*>(args.dh_n), d, b, P) : nullptr;
-        for (int64_t j = begin; j < end; j += kLane) {
+        for (int64_t j = group.begin; j < group.end; j += kLane) {
           Vec<T> dh{};
           if (dy) dh = load(dy + b * ld + j, P - j);
           if (dy_above) {
@@ -246,22 +251,19 @@ class Backward {
     };
     const bool projected = args.shape.projected;
     if (projected) {
-      output_gradient(z.dh_t, ldp, {0, panel_count<Product>(P)});
+      output_gradient(z.dh_t, ldp, {0, P});
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = 0, b = sequences[i]; j < P; j += kLane)
           da.write(b, C * Hk + j, load(z.dh_t + b * ldp + j, P - j));
-      multiply(z.dh + b * ldh, every * ldh, da.at(b, C * Hk).every(every), rows, W_hr(layer, d), panels, Into::assign,
+      multiply(z.dh + b * ldh, every * ldh, da.at(b, C * Hk).every(every), rows, W_hr(layer, d), units, Into::assign,
                z, team, packed());
     }
-    const int64_t together = going_on == 1 ? Product::kSingle : 1;
-    const int64_t groups = (panels.size() + together - 1) / together;
-    for (int64_t i = 0; i < groups; ++i) {
+    const Groups<Product> groups{units, going_on == 1 ? Product::kSingle : 1};
+    for (int64_t i = 0, count = groups.count(); i < count; ++i) {
       // To and fro: what the last step used last of W_hh is still in the cache.
-      const int64_t p = panels.begin + (s % 2 == 1 ? groups - 1 - i : i) * together;
-      const Range group{p, smaller(p + together, panels.end)};
-      const int64_t begin = p * Product::kWidth, end = smaller(group.end * Product::kWidth, H);
+      const Range group = groups[s % 2 == 1 ? count - 1 - i : i];
       if (!projected) output_gradient(z.dh, ldh, group);
-      update(layer, d, row, da, sequences, rows, next, begin, end);
+      update(layer, d, row, da, sequences, rows, next, group.begin, group.end);
     }
   }
 
@@ -299,20 +301,19 @@ class Backward {
 
   // Gradients of the initial states of the sequences in `which` that are this worker's; da is that of their first step.
   void initial_gradients(const L& layer, int64_t d, const Gradients& da, Range which, const Part& sequences,
-                         Range panels, const Team& team) {
+                         Range units, const Team& team) {
     const Part rows = sequences.from(which.begin);
     const int64_t count = rows.count(which.end), first = rows.first, every = rows.step;
     if (count == 0) return;
     T* dh_0 = layer.state(static_cast<T*>(args.dh_0), d, first, P);
     for (int g = 0; g < G && dh_0; ++g)
       multiply(dh_0, every * P, da.at(first, Cell::hidden_column(g) * Hk).every(every), count, W_hh(layer, d, g),
-               {panels.begin, smaller(panels.end, panel_count<Product>(P))}, g > 0 ? Into::add : Into::assign,
+               {units.begin, smaller(units.end, P)}, g > 0 ? Into::add : Into::assign,
                direction[d], team, packs_hh());
     T* target = Cell::carry == Carry::cell ? layer.state(static_cast<T*>(args.dc_0), d, first, H) : dh_0;
     if (Cell::carry == Carry::none || !target) return;
-    const int64_t last = smaller(panels.end * Product::kWidth, H);
     for (int64_t i = 0; i < count; ++i)
-      for (int64_t j = panels.begin * Product::kWidth; j < last; j += kLane) {
+      for (int64_t j = units.begin; j < units.end; j += kLane) {
         const Vec<T> carry = load(direction[d].carry + rows[i] * ldh + j);
         T* p = target + i * every * H + j;
         store(p, Cell::carry == Carry::cell ? carry : load(p, H - j) + carry, H - j);

@@ -93,12 +93,13 @@ inline void pair_tile_of_rows(int64_t rows, auto... args) {
   pair_tile<M, NV>(args...);
 }
 
-// C[M, columns of the panels] = bias + A[M, K] B, or += A B, as in product.h.
-inline void product(float* C, int64_t ldc, const SplitRows<1>& A, int64_t M, const TilePanels<1>& B, Range panels,
+// C[M, some columns] = bias + A[M, K] B, or += A B, as in product.h; columns of whole panels.
+inline void product(float* C, int64_t ldc, const SplitRows<1>& A, int64_t M, const TilePanels<1>& B, Range some,
                     Into into, const float* bias = nullptr) {
   if (M <= 0) return;
   const int64_t tiles = (M + kPairRows - 1) / kPairRows;  // of nearly equal height
   const int64_t stride = B.panel_elements(B.K);
+  const Range panels = B.panels(some);
   for (int64_t p = panels.begin; p < panels.end;) {
     const bool side_by_side = M == 1 && p + kPairSingle <= panels.end && B.columns(p + kPairSingle - 1) > kTile;
     const int64_t last = side_by_side ? p + kPairSingle - 1 : p;
@@ -129,7 +130,8 @@ struct Bf16Product {
   using Right = TilePanels<1>;
   using Transposed = Gradients;
   static constexpr bool kOnFloats = false, kAnyRows = true;
-  static constexpr int64_t kWidth = Right::kWidth, kRowUnit = kPairRows, kSingle = kPairSingle;
+  static constexpr int64_t kWidth = Right::kWidth, kSingle = kPairSingle;
+  static constexpr int64_t kRowUnit = kPairRows, kUnit = kWidth;
   static constexpr int64_t kInputRows = 128;  // few enough to stay in a core's cache beside the weights
   static constexpr int64_t kRightBytes = 512 * 1024, kLeftRows = kPairRows;
 

@@ -83,17 +83,17 @@ class Forward {
   void project(const L& layer, Chunk c, const Team& team) {
     for (int64_t d = 0; d < args.shape.D; ++d) {
       const Direction& z = direction[d];
-      const Range all = layer.rows(d, c), panels{0, panel_count<Product>(H)};
+      const Range all = layer.rows(d, c);
       const bool by_unit = args.plan.split == Split::hidden;  // a worker then keeps its part of W_ih in its own cache
       const Range mine = by_unit ? Range{0, all.size()} : team.part(all.size(), Product::kRowUnit);
-      const Range units = by_unit ? team.part(panels.end) : panels;
+      const Range units = by_unit ? team.part(H, weights.unit()) : Range{0, H};
       if (units.size() == 0) continue;
       for (int64_t begin = mine.begin; begin < mine.end; begin += Product::kInputRows) {
         const Range rows{begin, begin + smaller(Product::kInputRows, mine.end - begin)};
         T* a = z.a[c.index % 2] + rows.begin * lda;
         for (int64_t r = 0; r < rows.size(); ++r)
           for (int i = weights.packed() ? G : 0; i < C; ++i)  // the columns that the products do not begin
-            for (int64_t j = units.begin * Product::kWidth; j < smaller(units.end * Product::kWidth, H); j += kLane)
+            for (int64_t j = units.begin; j < units.end; j += kLane)
               store(a + r * lda + i * Hp + j, load(weights.bias(d, i) + j));
         const States x = input(layer, z, {all.begin + rows.begin, all.begin + rows.end}, team);
         for (int g = 0; g < G; ++g)
@@ -106,10 +106,9 @@ class Forward {
   // The steps of a chunk.
   void loop(const L& layer, int64_t d, Chunk c, const Team& team) {
     const Direction& z = direction[d];
-    const int64_t panels = panel_count<Product>(H);
     const bool by_unit = args.plan.split == Split::hidden;
     const Part sequences = by_unit ? Part{0, 1, args.seq.B} : sequences_of<Product>(team, args.seq);
-    const Range mine = by_unit ? team.part(panels) : Range{0, panels};
+    const Range mine = by_unit ? team.part(H, weights.unit()) : Range{0, H};
     const int64_t first = layer.rows(d, c).begin;
     if (c.begin == 0) {
       begin(layer, d, {0, layer.active(d, 0)}, z.h[0], sequences, mine);
@@ -165,25 +164,22 @@ class Forward {
     return x;
   }
 
-  // Step of a worker's active sequences and the units of `panels`; `row` is that of sequence 0.
+  // Step of a worker's active sequences and some units; `row` is that of sequence 0.
   void step(const L& layer, int64_t d, int64_t row, T* a, const States& h, const States& h_next, const Part& sequences,
-            int64_t active, Range panels, bool backwards, const Team& team) {
+            int64_t active, Range units, bool backwards, const Team& team) {
     const int64_t rows = sequences.count(active), b = sequences.first, every = sequences.step;
     if (rows == 0) return;
-    const int64_t together = rows == 1 ? Product::kSingle : 1;
-    const int64_t groups = (panels.size() + together - 1) / together;
-    for (int64_t i = 0; i < groups; ++i) {
+    const Groups<Product> groups{units, rows == 1 ? Product::kSingle : 1};
+    for (int64_t i = 0, count = groups.count(); i < count; ++i) {
       // To and fro: what the last step used last of W_hh is still in the cache.
-      const int64_t p = panels.begin + (backwards ? groups - 1 - i : i) * together;
-      const Range group{p, smaller(p + together, panels.end)};
-      const int64_t begin = p * Product::kWidth, end = smaller(group.end * Product::kWidth, H);
+      const Range group = groups[backwards ? count - 1 - i : i];
       for (int turn = 0; turn < G; ++turn) {
         const int g = backwards ? G - 1 - turn : turn;
         T* sum = a + b * lda + Cell::hidden_column(g) * Hp;
         weights.multiply(sum, every * lda, h.at(b).every(every), rows, weights.W_hh(layer, d, g), group, Into::add, d,
                          team);
       }
-      update(layer, d, row, a, h, h_next, sequences, rows, begin, end);
+      update(layer, d, row, a, h, h_next, sequences, rows, group.begin, group.end);
     }
   }
 
@@ -231,7 +227,7 @@ class Forward {
     const Direction& z = direction[d];
     const int64_t rows = sequences.count(active), first = sequences.first, every = sequences.step;
     weights.multiply(z.projected + first * ldh, every * ldh, z.out.at(first).every(every), rows,
-                     weights.W_hr(layer, d), {0, panel_count<Product>(P)}, Into::assign, d, team);
+                     weights.W_hr(layer, d), {0, P}, Into::assign, d, team);
     const int64_t ldy = layer.outputs();
     S* y = output(layer.l) + row * ldy + d * P;
     for (int64_t i = 0; i < rows; ++i)
@@ -252,36 +248,36 @@ class Forward {
   }
 
   // The initial state of the sequences in `which` that are this worker's.
-  void begin(const L& layer, int64_t d, Range which, const States& h, const Part& sequences, Range panels) {
-    for_vectors(which, sequences, panels, P, [&](int64_t b, int64_t j) {
+  void begin(const L& layer, int64_t d, Range which, const States& h, const Part& sequences, Range units) {
+    for_vectors(which, sequences, units, P, [&](int64_t b, int64_t j) {
       const S* h_0 = layer.h_0(d, b);
       h.write(b, j, h_0 ? load(h_0 + j, P - j) : Vec<T>{});
     });
     if constexpr (kHasCell)
-      for_vectors(which, sequences, panels, H, [&](int64_t b, int64_t j) {
+      for_vectors(which, sequences, units, H, [&](int64_t b, int64_t j) {
         const S* c_0 = layer.state(static_cast<const S*>(args.c_0), d, b, H);
         store(direction[d].c + b * ldc + j, c_0 ? load(c_0 + j, H - j) : Vec<T>{});
       });
   }
 
   // The sequences in `which` have had their last step: their state is the final one.
-  void finish(const L& layer, int64_t d, Range which, const States& h, const Part& sequences, Range panels) {
-    for_vectors(which, sequences, panels, P, [&](int64_t b, int64_t j) {
+  void finish(const L& layer, int64_t d, Range which, const States& h, const Part& sequences, Range units) {
+    for_vectors(which, sequences, units, P, [&](int64_t b, int64_t j) {
       store(layer.state(static_cast<S*>(args.h_n), d, b, P) + j, h.read(b, j), P - j);
     });
     if constexpr (kHasCell)
-      for_vectors(which, sequences, panels, H, [&](int64_t b, int64_t j) {
+      for_vectors(which, sequences, units, H, [&](int64_t b, int64_t j) {
         store(layer.state(static_cast<S*>(args.c_n), d, b, H) + j, load(direction[d].c + b * ldc + j), H - j);
       });
   }
 
   template <class Do>
-  void for_vectors(Range which, const Part& sequences, Range panels, int64_t width, Do act) {
+  void for_vectors(Range which, const Part& sequences, Range units, int64_t width, Do act) {
     const Part rows = sequences.from(which.begin);
     const int64_t count = rows.count(which.end);
-    const int64_t last = smaller(panels.end * Product::kWidth, width);
+    const int64_t last = smaller(units.end, width);
     for (int64_t i = 0; i < count; ++i)
-      for (int64_t j = panels.begin * Product::kWidth; j < last; j += kLane) act(rows[i], j);
+      for (int64_t j = units.begin; j < last; j += kLane) act(rows[i], j);
   }
 
   const ForwardArgs& args;

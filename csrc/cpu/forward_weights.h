@@ -43,6 +43,10 @@ class ForwardWeights {
     }
   }
 
+  // What the units that a worker has are a multiple of: they are panels of their own, but for what is kept from calls of
+  // other plans.
+  int64_t unit() const { return args.kept ? Product::kWidth : Product::kUnit; }
+
   void prepare(const L& layer, const Team& team) {
     if (args.kept) return use_kept(layer.l);
     for (int64_t d = 0; d < args.shape.D; ++d) pack(layer, d, team);
@@ -56,22 +60,19 @@ class ForwardWeights {
   }
   W W_hr(const L& layer, int64_t d) const { return W::gate(0, layer.weights(d).W_hr, directions[d].W_hr, H, P); }
 
-  // C = bias + A W^T, or += A W^T, for the units of the panels, W of direction d. Weights that are not packed take no
-  // bias.
+  // C = bias + A W^T, or += A W^T, for some units, W of direction d. Weights that are not packed take no bias.
   template <class Left>
-  void multiply(T* out, int64_t ldo, const Left& A, int64_t M, const W& w, Range panels, Into into, int64_t d,
+  void multiply(T* out, int64_t ldo, const Left& A, int64_t M, const W& w, Range units, Into into, int64_t d,
                 const Team& team, const T* bias = nullptr) const {
     if (packed()) {
       Right whole_vectors = w.packed();
       whole_vectors.N = round_up(w.N, kLane);  // behind the last unit come zeros
-      return product(out, ldo, A, M, whole_vectors, panels, into, bias);
+      return product(out, ldo, A, M, whole_vectors, Range{units.begin, round_up(units.end, kLane)}, into, bias);
     }
-    if constexpr (Product::kOnFloats) {
-      const Range units{panels.begin * Product::kWidth, smaller(panels.end * Product::kWidth, w.N)};
+    if constexpr (Product::kOnFloats)
       if (args.plan.weights == Weights::as_they_lie)
         return dot_product(out, ldo, A.data, A.ld, M, w.rows, w.K, w.K, units, into);
-    }
-    product_in_pieces(out, ldo, A, M, w, panels, into, pieces[d] + team.rank * piece_size);
+    product_in_pieces(out, ldo, A, M, w, units, into, pieces[d] + team.rank * piece_size);
   }
 
  private:
@@ -112,11 +113,12 @@ class ForwardWeights {
     }
     if (!packed()) return;
     for (int g = 0; g < G; ++g) {
-      const Range mine = panels_to_pack(args.plan, team, g, G, panel_count<Product>(H));
-      pack_transposed(W_ih(layer, d, g), mine);
-      pack_transposed(W_hh(layer, d, g), mine);
+      const bool by_unit = args.plan.split == Split::hidden && !args.kept;
+      const Range share = share_of_panels<Product>(team, g, G, H);
+      pack_transposed(W_ih(layer, d, g), by_unit ? team.part(H, unit()) : share);
+      pack_transposed(W_hh(layer, d, g), by_unit ? units_in_loop(args.plan, team, d, H, unit()) : share);
     }
-    if (args.shape.projected) pack_transposed(W_hr(layer, d), team.part(panel_count<Product>(P)));
+    if (args.shape.projected) pack_transposed(W_hr(layer, d), share_of_panels<Product>(team, 0, 1, P));
   }
 
   const ForwardArgs& args;

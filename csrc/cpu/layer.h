@@ -30,15 +30,6 @@ struct Workspace {
   }
 };
 
-// Where sequences are split among workers. A packed batch is dealt out in turn: its sequences end at different steps, the
-// longest first, and at every step each worker should have as many as the others.
-template <class Product>
-Part sequences_of(const Team& team, const Sequences& seq) {
-  if (seq.batch_sizes && Product::kAnyRows) return {team.rank, team.size, seq.B};
-  const Range part = team.part(seq.B);
-  return {part.begin, 1, part.end};
-}
-
 // Rounds to the storage type, as if stored and loaded again.
 template <class S>
 inline Vec<Compute<S>> as_stored(Vec<Compute<S>> v) {
@@ -63,11 +54,6 @@ struct Chunks {
   int64_t count() const { return (T + steps - 1) / steps; }
   Chunk operator[](int64_t index) const { return {index, index * steps, smaller((index + 1) * steps, T)}; }
 };
-
-template <class Product>
-constexpr int64_t panel_count(int64_t columns) {
-  return (columns + Product::kWidth - 1) / Product::kWidth;
-}
 
 // Features of the widest input of a layer.
 inline int64_t widest_input(const Shape& s) { return s.L > 1 && s.D * s.P > s.I ? s.D * s.P : s.I; }

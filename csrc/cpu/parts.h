@@ -75,8 +75,8 @@ struct TilePanels {
     return (N + kWidth - 1) / kWidth * panel_elements(K) * int64_t(sizeof(uint16_t));
   }
   static TilePanels of(void* memory, int64_t K, int64_t N) { return {static_cast<uint16_t*>(memory), K, N}; }
-  int64_t count() const { return (N + kWidth - 1) / kWidth; }
   int64_t columns(int64_t p) const { return smaller(kWidth, N - p * kWidth); }
+  static Range panels(Range columns) { return {columns.begin / kWidth, (columns.end + kWidth - 1) / kWidth}; }
   uint16_t* tile(int64_t p, int64_t block, int part, int64_t side) const {
     return data + p * panel_elements(K) + ((block * kParts + part) * 2 + side) * kTileSize;
   }
@@ -91,9 +91,10 @@ inline void split_pairs(VecF even, VecF odd, __m512i (&pairs)[kParts]) {
   for (int i = 0; i < kParts; ++i) pairs[i] = _mm512_or_si512(_mm512_srli_epi32(low[i], 16), upper_halves(high[i]));
 }
 
-// B[k, n] = row(k)[n].
+// B[k, n] = row(k)[n] for some columns n, whole panels of them.
 template <int kParts, class Row>
-void pack_rows(const TilePanels<kParts>& B, Row row, Range panels) {
+void pack_rows(const TilePanels<kParts>& B, Row row, Range some) {
+  const Range panels = B.panels(some);
   for (int64_t p = panels.begin; p < panels.end; ++p)
     for (int64_t block = 0; block < B.depth(B.K); ++block)
       for (int64_t side = 0; side < 2; ++side) {
@@ -110,9 +111,10 @@ void pack_rows(const TilePanels<kParts>& B, Row row, Range panels) {
       }
 }
 
-// B[k, n] = W[n, k].
+// B[k, n] = W[n, k] for some columns n, whole panels of them.
 template <int kParts, class S>
-void pack_transposed(const TilePanels<kParts>& B, const S* W, int64_t ldw, Range panels) {
+void pack_transposed(const TilePanels<kParts>& B, const S* W, int64_t ldw, Range some) {
+  const Range panels = B.panels(some);
   const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   const __m512i odds = _mm512_add_epi32(evens, _mm512_set1_epi32(1));
   for (int64_t p = panels.begin; p < panels.end; ++p)

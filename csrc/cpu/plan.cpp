@@ -11,8 +11,10 @@ namespace {
 // Thresholds. The chunk's size was tried out on a 2-core AVX-512 machine; the others are estimates that the speed grid
 // has not contradicted.
 constexpr double kFlopsForThreads = 2e6;      // whole call: less is done before a second worker has started
-constexpr double kFlopsForHiddenSplit = 6e4;  // one step: what a worker saves must exceed the barrier
-constexpr int64_t kSequencesPerWorker = 4;    // fewer make the products inefficient
+// One step of a worker: what it saves must exceed the barrier. With one sequence it saves more than multiplications, for
+// then it waits for weights from its core's cache. Tried out at H 64 to 256, I 1 and H, B 1, 2 and 4, two threads.
+constexpr double kFlopsForHiddenSplit = 7.5e4, kFlopsForHiddenSplitOfOne = 1.5e4;
+constexpr int64_t kSequencesPerWorker = 4, kUnitsPerWorker = 32;  // fewer make the products inefficient
 constexpr int64_t kUnpackedRows = 4;
 // W_hh that does not fit into a core's cache: better half of it a core, as long as half of the sequences a core would
 // not be many. Tried out at H 256 to 1024, B 4 to 64, two threads, all cells.
@@ -28,10 +30,10 @@ constexpr int64_t kTileSequences = 16, kTileUnits = 128, kTileStates = 4096;
 constexpr double kFlopsForHiddenSplitOfTiles = 6e6;  // one step, where a worker would have less than a tile of sequences
 constexpr int64_t kChunkBytes = 2 * 1024 * 1024;
 // Layer wavefront: tried out at L 2 to 4, H 64 to 256, B 1 and 4, T 100, two threads, all cells. Shorter sequences are
-// over before all layers are at work; more of them (with a projection four are too many, and two not tried), or more
-// weights than this in a layer's W_hh, are better off otherwise.
+// over before all layers are at work; more of them (with a projection four are too many, and two not tried) are better
+// off otherwise, and so are layers with more weights than this in W_hh where the units can be split.
 constexpr int64_t kWavefrontTime = 64, kWavefrontSequences = 4, kWavefrontSequencesProjected = 2;
-constexpr int64_t kWavefrontBytes = 640 * 1024;
+constexpr int64_t kWavefrontBytes = 256 * 1024;
 
 constexpr int64_t kInputsPerState = 4, kRowsBeforeLoop = 1024;
 
@@ -100,17 +102,14 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   const bool streams = !tiles && weight_bytes > kCacheBytes;
   const bool few = seq.B < (tiles ? kTileSequences : kSequencesPerWorker) * workers ||
                    (streams && seq.B <= kManySequencesPerWorker * workers);
-  const double enough = tiles ? kFlopsForHiddenSplitOfTiles : kFlopsForHiddenSplit * workers;
-  // Layers at once keep as many workers busy as there are layers; a split of the units may keep fewer busy, for it goes
-  // by panels of 64.
-  const int64_t panels = (shape.H + 63) / 64, most = (panels + workers - 1) / workers;
+  const double enough = tiles ? kFlopsForHiddenSplitOfTiles
+                              : (seq.B == 1 ? kFlopsForHiddenSplitOfOne : kFlopsForHiddenSplit) * workers;
   const bool layers = shape.L > 1 && shape.D == 1 && plan.weights == Weights::packed && seq.T >= kWavefrontTime &&
                       seq.B <= (shape.projected ? kWavefrontSequencesProjected : kWavefrontSequences);
-  const bool layers_beat_units =
-      layers && std::min(shape.L, workers) * most > panels && row_bytes * shape.P <= kWavefrontBytes;
+  const bool layers_beat_units = layers && shape.L >= workers && row_bytes * shape.P <= kWavefrontBytes;
   // A projection needs every unit of a step: a split of the units would cost a second barrier. One step uses each
   // weight once: the workers share the weights rather than the sequences.
-  if (!shape.projected && shape.H >= 64 * workers && !layers_beat_units &&
+  if (!shape.projected && !layers_beat_units && shape.H >= kUnitsPerWorker * workers &&
       (one_step || (few && seq.B * step_flops >= enough)))
     plan.split = Split::hidden;
   else if (seq.B >= kSequencesPerWorker * workers)

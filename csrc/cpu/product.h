@@ -70,31 +70,31 @@ void transpose_rows(const Rows<T>& out, const Rows<T>& rows, int64_t K, Range un
     }
 }
 
-// B[K, N] as a row of panels, kPanelWidth columns each. Packed, a panel is contiguous, the last one only as wide as
-// its vectors and filled up with zeros. The whole panels of a matrix can also be used as they lie.
+// B[K, N] as a row of panels, kPanelWidth columns each. Packed, a panel is contiguous, its rows whole vectors, filled up
+// with zeros where columns end; the one that begins with column n lies behind the K * n numbers before it. So some of the
+// columns may be packed as panels of their own, from a whole vector on to a whole vector or the end. The columns of a
+// matrix of whole panels can also be used as they lie.
 template <class T>
 struct Panels {
   T* data;
   int64_t K, N;
   bool packed = true;
 
-  int64_t count() const { return (N + kPanelWidth<T> - 1) / kPanelWidth<T>; }
-  int64_t stride() const { return packed ? K * kPanelWidth<T> : kPanelWidth<T>; }
-  T* panel(int64_t p) const { return data + p * stride(); }
-  int64_t columns(int64_t p) const { return smaller(kPanelWidth<T>, N - p * kPanelWidth<T>); }
-  int64_t width(int64_t p) const { return round_up(columns(p), kLanes<T>); }
-  int64_t row_stride(int64_t p) const { return packed ? width(p) : N; }
+  T* panel(int64_t n) const { return data + n * (packed ? K : 1); }  // that begins with column n
+  int64_t row_stride(int64_t columns) const {  // of a panel with so many
+    return packed ? round_up(smaller(columns, kPanelWidth<T>), kLanes<T>) : N;
+  }
   static int64_t bytes(int64_t K, int64_t N) { return K * round_up(N, kLanes<T>) * int64_t(sizeof(T)); }
   static Panels of(void* memory, int64_t K, int64_t N) { return {static_cast<T*>(memory), K, N}; }
 };
 
-// B[k, n] = W[n, k]: the panels of a product with the transpose of W [N, K].
+// B[k, n] = W[n, k] for some columns n: the panels of a product with the transpose of W [N, K].
 template <class T, class S>
-void pack_transposed(const Panels<T>& B, const S* W, int64_t ldw, Range panels) {
-  for (int64_t p = panels.begin; p < panels.end; ++p) {
-    const int64_t width = B.width(p), columns = B.columns(p);
-    T* out = B.panel(p);
-    const S* rows = W + p * kPanelWidth<T> * ldw;
+void pack_transposed(const Panels<T>& B, const S* W, int64_t ldw, Range some) {
+  for (int64_t begin = some.begin; begin < some.end; begin += kPanelWidth<T>) {
+    const int64_t columns = smaller(kPanelWidth<T>, some.end - begin), width = B.row_stride(columns);
+    T* out = B.panel(begin);
+    const S* rows = W + begin * ldw;
     int64_t k0 = 0;
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4)
@@ -116,14 +116,14 @@ void pack_transposed(const Panels<T>& B, const S* W, int64_t ldw, Range panels) 
   }
 }
 
-// B[k, n] = row(k)[n]; a null row is zeros.
+// B[k, n] = row(k)[n] for some columns n; a null row is zeros.
 template <class T, class Row>
-void pack_rows(const Panels<T>& B, Row row, Range panels) {
-  for (int64_t p = panels.begin; p < panels.end; ++p) {
-    const int64_t width = B.width(p), columns = B.columns(p);
+void pack_rows(const Panels<T>& B, Row row, Range some) {
+  for (int64_t begin = some.begin; begin < some.end; begin += kPanelWidth<T>) {
+    const int64_t columns = smaller(kPanelWidth<T>, some.end - begin), width = B.row_stride(columns);
     for (int64_t k = 0; k < B.K; ++k) {
-      T* out = B.panel(p) + k * width;
-      for (int64_t n = 0; n < width; n += kLanes<T>) store(out + n, row(k, p * kPanelWidth<T> + n, columns - n));
+      T* out = B.panel(begin) + k * width;
+      for (int64_t n = 0; n < width; n += kLanes<T>) store(out + n, row(k, begin + n, columns - n));
     }
   }
 }
@@ -131,135 +131,147 @@ void pack_rows(const Panels<T>& B, Row row, Range panels) {
 // What a product does with its result.
 enum class Into { assign, add };
 
-// C[M, N] = from + A[M, K] B[K, N] for M rows and N = NP panels of NV vectors, one block of k; row m of the first term
-// lies at from + m*ldf, and null is zeros. A[m, k] lies at A[m*lda + k], or at A[k*lda + m] where A is the transpose of
-// what is stored.
-template <class T, int M, int NV, int NP, bool kTransposedA>
-void tile(int64_t K, const T* A, int64_t lda, const T* B, int64_t ldb, int64_t panel_stride, T* C, int64_t ldc,
-          int64_t columns, const T* from, int64_t ldf) {
-  constexpr int kVectors = NV * NP;
+// Where the right side of a tile lies: one block of k of a panel, or of several side by side.
+template <class T>
+struct TileColumns {
+  const T* first;
+  int64_t ld, panel_stride;  // of all panels but the last
+  const T* last;
+  int64_t ld_last;
+};
+
+// C[M, columns] = from + A[M, K] B[K, columns] for M rows and V vectors of columns, one block of k; row m of the first
+// term lies at from + m*ldf, and null is zeros. A[m, k] lies at A[m*lda + k], or at A[k*lda + m] where A is the transpose
+// of what is stored. A comes from a slow cache if it is `far`.
+template <class T, int M, int V, bool kTransposedA>
+void tile(int64_t K, const T* A, int64_t lda, bool far, TileColumns<T> B, T* C, int64_t ldc, int64_t columns,
+          const T* from, int64_t ldf) {
   if (K > kFewTerms)
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m)  // on its way while the sums are formed
 #pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) __builtin_prefetch(C + m * ldc + v * kLanes<T>, 1);
-  Vec<T> sum[M][kVectors];
+      for (int v = 0; v < V; ++v) __builtin_prefetch(C + m * ldc + v * kLanes<T>, 1);
+  Vec<T> sum[M][V];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) sum[m][v] = Vec<T>{};
+    for (int v = 0; v < V; ++v) sum[m][v] = Vec<T>{};
   for (int64_t k = 0; k < K; ++k) {
-    Vec<T> b[kVectors];
+    if constexpr (M == kTileRows && !kTransposedA)
+      if (far && k % (64 / sizeof(T)) == 0)
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) __builtin_prefetch(A + (M + m) * lda + k, 0, 2);  // of the next tile
+    Vec<T> b[V];
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v)
-      b[v] = load(B + (v / NV) * panel_stride + k * ldb + v % NV * kLanes<T>);
+    for (int v = 0; v < V; ++v) {
+      constexpr int last = (V - 1) / kPanelVectors;
+      const int panel = v / kPanelVectors;
+      b[v] = load((panel == last ? B.last + k * B.ld_last : B.first + panel * B.panel_stride + k * B.ld) +
+                  v % kPanelVectors * kLanes<T>);
+    }
     if constexpr (M > 1)
 #pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) stay_in_register(b[v]);
+      for (int v = 0; v < V; ++v) stay_in_register(b[v]);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       const Vec<T> a = splat<T>(kTransposedA ? A[k * lda + m] : A[m * lda + k]);
 #pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) sum[m][v] = fma(a, b[v], sum[m][v]);
+      for (int v = 0; v < V; ++v) sum[m][v] = fma(a, b[v], sum[m][v]);
     }
   }
-  constexpr int last = (kVectors - 1) * kLanes<T>;
+  constexpr int last = (V - 1) * kLanes<T>;
   T* row = C;
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
     if (from) {
 #pragma GCC unroll 16
-      for (int v = 0; v < kVectors - 1; ++v) sum[m][v] += load(from + v * kLanes<T>);
-      sum[m][kVectors - 1] += load(from + last, columns - last);
+      for (int v = 0; v < V - 1; ++v) sum[m][v] += load(from + v * kLanes<T>);
+      sum[m][V - 1] += load(from + last, columns - last);
       from += ldf;
     }
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors - 1; ++v) store(row + v * kLanes<T>, sum[m][v]);
-    store(row + last, sum[m][kVectors - 1], columns - last);
+    for (int v = 0; v < V - 1; ++v) store(row + v * kLanes<T>, sum[m][v]);
+    store(row + last, sum[m][V - 1], columns - last);
     row += ldc;
     asm("" : "+r"(row));  // one address at a time: GCC would compute all of them first, and spill
   }
 }
 
-template <class T, int NV, bool kTransposedA, class... Args>
-inline void tile_of_rows(int64_t M, Args... args) {
-  switch (M) {
-    case 1: return tile<T, 1, NV, 1, kTransposedA>(args...);
-    case 2: return tile<T, 2, NV, 1, kTransposedA>(args...);
-    case 3: return tile<T, 3, NV, 1, kTransposedA>(args...);
-    case 4: return tile<T, 4, NV, 1, kTransposedA>(args...);
-    case 5: return tile<T, 5, NV, 1, kTransposedA>(args...);
-    default: return tile<T, kTileRows, NV, 1, kTransposedA>(args...);
-  }
+template <class T, bool kTransposedA, int V, int M = kTileRows, class... Args>
+inline void tile_of_rows(int64_t rows, Args... args) {
+  if constexpr (M > 2)  // one row: below
+    if (rows < M) return tile_of_rows<T, kTransposedA, V, M - 1>(rows, args...);
+  tile<T, M, V, kTransposedA>(args...);
 }
 
-template <class T, bool kTransposedA, class... Args>
-inline void tile_of_size(int64_t M, int64_t vectors, Args... args) {
-  static_assert(kPanelVectors == 2 || kPanelVectors == 4);
-  if (vectors == 1) return tile_of_rows<T, 1, kTransposedA>(M, args...);
-  if (vectors == 2) return tile_of_rows<T, 2, kTransposedA>(M, args...);
-  if constexpr (kPanelVectors == 4) {
-    if (vectors == 3) return tile_of_rows<T, 3, kTransposedA>(M, args...);
-    return tile_of_rows<T, 4, kTransposedA>(M, args...);
-  }
+template <class T, bool kTransposedA, int V = kPanelVectors, class... Args>
+inline void tile_of_size(int64_t rows, int64_t vectors, Args... args) {
+  if constexpr (V > 1)
+    if (vectors < V) return tile_of_size<T, kTransposedA, V - 1>(rows, vectors, args...);
+  tile_of_rows<T, kTransposedA, V>(rows, args...);
+}
+
+// One row alone has too few chains of sums in one panel.
+template <class T, bool kTransposedA, int V = kSinglePanels * kPanelVectors, class... Args>
+inline void tile_of_one_row(int64_t vectors, Args... args) {
+  if constexpr (V > 1)
+    if (vectors < V) return tile_of_one_row<T, kTransposedA, V - 1>(vectors, args...);
+  tile<T, 1, V, kTransposedA>(args...);
 }
 
 template <bool kTransposedA, class T>
-void panel_product(T* C, int64_t ldc, const T* A, int64_t lda, int64_t M, const Panels<T>& B, Range panels, Into into,
-                   const T* bias) {
+void panel_product(T* C, int64_t ldc, const T* A, int64_t lda, bool far, int64_t M, const Panels<T>& B, Range some,
+                   Into into, const T* bias) {
   if (M <= 0) return;
   const int64_t tiles = (M + kTileRows - 1) / kTileRows;  // of nearly equal height
   // C is most of the traffic: row by row.
   if (B.K <= kFewTerms && tiles > 1 && M * B.N * int64_t(sizeof(T)) >= kNearBytes) {
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t m = M * i / tiles;
-      panel_product<kTransposedA>(C + m * ldc, ldc, kTransposedA ? A + m : A + m * lda, lda, M * (i + 1) / tiles - m, B,
-                                  panels, into, bias);
+      panel_product<kTransposedA>(C + m * ldc, ldc, kTransposedA ? A + m : A + m * lda, lda, far,
+                                  M * (i + 1) / tiles - m, B, some, into, bias);
     }
     return;
   }
   const int64_t blocks = B.K < kBlock ? 1 : (B.K + kBlock / 2) / kBlock;
-  for (int64_t p = panels.begin; p < panels.end;) {
-    const bool side_by_side = M == 1 && p + kSinglePanels <= panels.end &&
-                              B.width(p + kSinglePanels - 1) == kPanelWidth<T>;
-    const int64_t last = side_by_side ? p + kSinglePanels - 1 : p;
-    const int64_t columns = (last - p) * kPanelWidth<T> + B.columns(last);
-    const int64_t ldb = B.row_stride(p);
+  const int64_t width = (M == 1 ? kSinglePanels : 1) * kPanelWidth<T>;
+  for (int64_t n = some.begin; n < some.end; n += width) {
+    const int64_t columns = smaller(width, some.end - n), vectors = (columns + kLanes<T> - 1) / kLanes<T>;
+    const int64_t last = (vectors - 1) / kPanelVectors * kPanelWidth<T>;
+    const int64_t ld = B.row_stride(kPanelWidth<T>), ld_last = B.row_stride(columns - last);
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t k0 = B.K * block / blocks, K = B.K * (block + 1) / blocks - k0;
-      const T* b = B.panel(p) + k0 * ldb;
+      const TileColumns<T> b{B.panel(n) + k0 * ld, ld, B.panel(kPanelWidth<T>) - B.data,
+                             B.panel(n + last) + k0 * ld_last, ld_last};
       const bool onto_C = k0 > 0 || into == Into::add;
       for (int64_t i = 0; i < tiles; ++i) {
         const int64_t m = M * i / tiles, rows = M * (i + 1) / tiles - m;
         const T* a = kTransposedA ? A + k0 * lda + m : A + m * lda + k0;
-        T* c = C + m * ldc + p * kPanelWidth<T>;
-        const T* from = onto_C ? c : bias ? bias + p * kPanelWidth<T> : nullptr;
+        T* c = C + m * ldc + n;
+        const T* from = onto_C ? c : bias ? bias + n : nullptr;
         const int64_t ldf = onto_C ? ldc : 0;
-        if (side_by_side)
-          tile<T, 1, kPanelVectors, kSinglePanels, kTransposedA>(K, a, lda, b, ldb, B.stride(), c, ldc, columns, from,
-                                                              ldf);
+        if (rows == 1)
+          tile_of_one_row<T, kTransposedA>(vectors, K, a, lda, far, b, c, ldc, columns, from, ldf);
         else
-          tile_of_size<T, kTransposedA>(rows, B.width(p) / kLanes<T>, K, a, lda, b, ldb, B.stride(), c, ldc, columns,
-                                        from, ldf);
+          tile_of_size<T, kTransposedA>(rows, vectors, K, a, lda, far, b, c, ldc, columns, from, ldf);
       }
     }
-    p = last + 1;
   }
 }
 
-// C[M, columns of the panels] = bias + A[M, K] B, or += A B. C and bias [1, columns], which may be null, point at
-// column 0 of B.
+// C[M, some columns] = bias + A[M, K] B, or += A B, for columns that are panels of their own. C and bias [1, N], which may
+// be null, point at column 0 of B.
 template <class T>
-void product(T* C, int64_t ldc, Rows<T> A, int64_t M, const Panels<T>& B, Range panels, Into into,
+void product(T* C, int64_t ldc, Rows<T> A, int64_t M, const Panels<T>& B, Range some, Into into,
              const T* bias = nullptr) {
-  panel_product<false>(C, ldc, A.data, A.ld, M, B, panels, into, bias);
+  panel_product<false>(C, ldc, A.data, A.ld, false, M, B, some, into, bias);
 }
 template <class T>
-void product(T* C, int64_t ldc, TransposedRows<T> A, int64_t M, const Panels<T>& B, Range panels, Into into) {
+void product(T* C, int64_t ldc, TransposedRows<T> A, int64_t M, const Panels<T>& B, Range some, Into into) {
   if (A.copied)
-    panel_product<false, T>(C, ldc, A.data, A.ld, M, B, panels, into, nullptr);
+    panel_product<false, T>(C, ldc, A.data, A.ld, true, M, B, some, into, nullptr);
   else
-    panel_product<true, T>(C, ldc, A.data, A.ld, M, B, panels, into, nullptr);
+    panel_product<true, T>(C, ldc, A.data, A.ld, false, M, B, some, into, nullptr);
 }
 
 // A way to multiply, for storage type S: how states, gradients of gates and weights are kept as operands.
@@ -272,7 +284,8 @@ struct FmaProduct {
   using Transposed = TransposedRows<T>;  // da as the left side of a weight gradient
   static constexpr bool kOnFloats = true;  // operands are plain numbers: they may be used where and as they lie
   static constexpr bool kAnyRows = true;   // rows of a left operand may be any distance apart
-  static constexpr int64_t kWidth = kPanelWidth<T>, kRowUnit = kTileRows, kSingle = kSinglePanels;
+  static constexpr int64_t kWidth = kPanelWidth<T>, kSingle = kSinglePanels;
+  static constexpr int64_t kRowUnit = kTileRows, kUnit = kLanes<T>;  // rows and columns that workers share out
   static constexpr int64_t kInputRows = int64_t(1) << 40;  // rows of an input that are made an operand at once
   // Of a weight gradient: bytes of its right side that are packed at once, and rows of its left side at a time.
   static constexpr int64_t kRightBytes = 0, kLeftRows = int64_t(1) << 40;

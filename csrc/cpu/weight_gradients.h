@@ -11,7 +11,6 @@ class WeightGradients {
   using L = Layer<S, BackwardArgs>;
   static constexpr int G = Cell::gates, C = Cell::columns;
   static constexpr int64_t kLane = kLanes<T>;
-  static constexpr int64_t kColumns = Product::kOnFloats ? kLane : Product::kWidth;  // that a worker takes at least
 
  public:
   explicit WeightGradients(const BackwardArgs& args) : args(args), H(args.shape.H), P(args.shape.P), Hk(Gradients::width(H)) {}
@@ -35,8 +34,8 @@ class WeightGradients {
     void* const dW[] = {out.dW_ih, out.dW_hh, out.dW_hr};
     const int64_t columns[] = {layer.inputs(), P, args.shape.projected ? H : 0};
     int64_t all = 0;
-    for (const int64_t N : columns) all += round_up(N, kColumns);
-    Range mine = team.part(all, kColumns);
+    for (const int64_t N : columns) all += round_up(N, Product::kUnit);
+    Range mine = team.part(all, Product::kUnit);
     const bool first = c.end == args.seq.T;  // chunks come in reverse
     const Transposed left = Product::transposed(da_T, da, width, chunk_rows);
     if (Product::copies(width, chunk_rows)) {
@@ -62,16 +61,15 @@ class WeightGradients {
           const Vec<T> v = load(from[k] + column + n, count);
           return mask ? as_stored<S>(v * load(mask + (rows.begin + k) * N + column + n, count)) : v;
         };
-        const Range panels{0, B.count()};
-        pack_rows(B, row, panels);
+        pack_rows(B, row, Range{0, count});
         for (int g = 0; g < (w == hr ? 1 : G); ++g) {
           const int column_of_da = w == hr ? C : w == hh ? Cell::hidden_column(g) : g;
           for (int64_t m = 0; m < M; m += Product::kLeftRows)
             product(static_cast<T*>(dW[w]) + (g * M + m) * N + column, N, left.at(column_of_da * Hk + m),
-                    smaller(Product::kLeftRows, M - m), B, panels, first ? Into::assign : Into::add);
+                    smaller(Product::kLeftRows, M - m), B, Range{0, count}, first ? Into::assign : Into::add);
         }
       }
-      const int64_t done = round_up(N, kColumns);
+      const int64_t done = round_up(N, Product::kUnit);
       mine = {mine.begin > done ? mine.begin - done : 0, mine.end - done};
     }
     if (args.shape.bias) bias_gradients(out, first, rows.size(), da, team);
