@@ -145,10 +145,9 @@ class Backward {
   }
   // Rows of weights may be the right side of a product where they lie, whole panels of them at least. For W_ih that is
   // as fast, since a panel serves many rows; for W_hh if it stays in a core's cache.
-  static constexpr bool kAsTheyLie = Product::kOnFloats && sizeof(S) == sizeof(T);
   static constexpr int64_t kCachedWeights = 768 * 1024;
-  static bool whole_panels(int64_t columns) { return kAsTheyLie && columns % Product::kWidth == 0; }
-  bool packs_ih() const { return packed() && !kAsTheyLie; }
+  static bool whole_panels(int64_t columns) { return kStoredAsOperand<Product, S> && columns % Product::kWidth == 0; }
+  bool packs_ih() const { return packed() && !kStoredAsOperand<Product, S>; }
   bool packs_hh() const {
     return packed() && (args.seq.T > 1 || args.dh_0) &&
            !(whole_panels(P) && G * H * P * int64_t(sizeof(S)) <= kCachedWeights);

@@ -42,7 +42,7 @@ class Forward {
     ldh = padded_stride<T>(round_up(P, kLane));
     ldc = padded_stride<T>(Hp);
     input_rows = smaller(chunk_rows, Product::kInputRows);
-    input_bytes = round_up(States::bytes(input_rows, widest_input(s)), 64);
+    input_bytes = copies_inputs() ? round_up(States::bytes(input_rows, widest_input(s)), 64) : 0;
     const int64_t row_bytes = args.seq.R * s.D * int64_t(sizeof(S));
     streams_y = row_bytes * P > kStreamedOutput;
     streams_tape = row_bytes * s.L * (Cell::tape + s.projected) * H > kStreamedTape;
@@ -143,6 +143,15 @@ class Forward {
       for (int64_t k = round_up(K, kLane); k < Left::width(K); k += kLane) rows.write(b, k, Vec<T>{});
   }
 
+  static bool lies_as_operand(const L& layer) {
+    return kStoredAsOperand<Product, S> && !layer.mask() && layer.input_stride() > 0;
+  }
+  bool copies_inputs() const {
+    for (int64_t l = 0; l < args.shape.L; ++l)
+      if (!lies_as_operand({args, l})) return true;
+    return false;
+  }
+
   // Rows of the layer's input as an operand: in place where they already are one, else copied.
   States input(const L& layer, const Direction& z, Range which, const Team& team) {
     const int64_t K = layer.inputs();
@@ -150,10 +159,8 @@ class Forward {
     const S** rows = z.rows + team.rank * chunk_rows;
     layer.input_rows(below, which, rows);
     const S* mask = layer.mask();
-    if constexpr (Product::kOnFloats && sizeof(S) == sizeof(T)) {
-      const int64_t ldx = layer.input_stride();
-      if (!mask && (ldx > 0 || which.size() == 1)) return {const_cast<S*>(rows[0]), ldx};
-    }
+    if constexpr (kStoredAsOperand<Product, S>)
+      if (lies_as_operand(layer)) return {const_cast<S*>(rows[0]), layer.input_stride()};
     const States x = States::of(z.input + team.rank * input_bytes, K);
     for (int64_t r = 0; r < which.size(); ++r)
       for (int64_t k = 0; k < States::width(K); k += kLane) {

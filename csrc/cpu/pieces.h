@@ -2,6 +2,10 @@
 // else as many columns as a panel has are packed into a buffer that stays in a core's cache, and multiplied at once. The
 // sums are those of the packed product, bit for bit.
 
+// Whether numbers are operands as they are stored.
+template <class Product, class S>
+constexpr bool kStoredAsOperand = Product::kOnFloats && sizeof(S) == sizeof(Compute<S>);
+
 // One gate of a weight. As it lies it is [K, N], or [N, K] where a product is to take its transpose.
 template <class Product, class S>
 struct Weight {
@@ -43,7 +47,7 @@ void product_in_pieces(Compute<S>* C, int64_t ldc, const Left& A, int64_t M, con
 template <class Left, class Product, class S>
 void product_of_rows_in_pieces(Compute<S>* C, int64_t ldc, const Left& A, int64_t M, const Weight<Product, S>& W,
                                Range columns, Into into, char* buffer) {
-  if constexpr (Product::kOnFloats && sizeof(S) == sizeof(Compute<S>)) {
+  if constexpr (kStoredAsOperand<Product, S>) {
     const int64_t whole = smaller(columns.end, W.N / Product::kWidth * Product::kWidth);
     if (columns.begin < whole) {
       product(C, ldc, A, M, Panels<S>{const_cast<S*>(W.rows), W.K, W.N, false}, Range{columns.begin, whole}, into);
