@@ -125,6 +125,29 @@ def fma_peak(threads: int, seconds: float = 0.1) -> float:
     return rnn_ext._C.fma_peak(seconds, threads)
 
 
+class Steady:
+    """Tells whether as many threads have the multiply-add rate that they can have.
+
+    On shared machines what two cores do together may fall to that of one, for seconds on end; whoever forks
+    and joins most often then loses most.
+    """
+
+    LEAST = 0.95  # of the best rate seen so far
+
+    def __init__(self, threads: int, rate=fma_peak, sleep=time.sleep) -> None:
+        self._threads, self._rate, self._sleep = threads, rate, sleep
+        self._best = max(rate(threads, 0.005) for _ in range(8))
+
+    def __call__(self) -> bool:
+        """Reads the rate for some milliseconds, and waits a little where it is too low."""
+        rate = self._rate(self._threads, 0.003)
+        self._best = max(self._best, rate)
+        steady = rate >= self.LEAST * self._best
+        if not steady:
+            self._sleep(0.05)
+        return steady
+
+
 def amx_probe(threads: int, seconds: float = 0.002) -> Callable[[], float] | None:
     """What reads the present rate of float32 products on AMX tiles, GFLOP/s on `threads` threads; None without AMX.
 

@@ -19,6 +19,7 @@ Clock = Callable[[], float]
 MIN_ROUNDS = 7  # a 95% interval of the median needs six
 MAX_ROUNDS = 300
 BLOCK_SECONDS = 1e-3  # a timed block lasts at least this long, so the clock's resolution does not matter
+PATIENCE_SECONDS = 5.0  # for rounds and waiting, a line, while the machine is not itself
 SETTLE_SECONDS = 0.02  # calls longer than this need no untimed call first: they settle within themselves
 
 
@@ -51,11 +52,13 @@ class Rounds:
         faults: page faults of a call, the mean over all timed ones, by name. Where it is not zero, memory had
             gone back to the system, and a time holds what it takes to get it again.
         probe: the machine's state as read before each round; empty without a probe.
+        unsteady: rounds that do not count, because the machine was not steady before or after them.
     """
 
     seconds: dict[str, list[float]]
     faults: dict[str, float]
     probe: list[float]
+    unsteady: int = 0
 
 
 def page_faults() -> int:
@@ -68,6 +71,7 @@ def interleave(
     budget: float,
     repeats: Mapping[str, int] | None = None,
     probe: Callable[[], float] | None = None,
+    steady: Callable[[], bool] | None = None,
     clock: Clock = time.perf_counter,
 ) -> Rounds:
     """Time the functions in turns until `budget` seconds are used.
@@ -80,6 +84,8 @@ def interleave(
         budget: seconds to spend; at least MIN_ROUNDS rounds run whatever it says, and at most MAX_ROUNDS.
         repeats: calls per timed block, by name; None chooses them so that a block lasts BLOCK_SECONDS.
         probe: reads a state of the machine that changes from one moment to the next, in a few milliseconds.
+        steady: whether the machine is itself just now. A round counts only if it was so before and after it; once
+            PATIENCE_SECONDS have gone by in vain, every round counts.
         clock: seconds, monotonic.
     """
     names = list(functions)
@@ -92,27 +98,39 @@ def interleave(
         repeats = {name: repeats_for(per_call[name]) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     faults, readings = dict.fromkeys(names, 0), []
+    lost, unsteady = 0.0, 0
     gc_was_on = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        start = clock()
-        for round_index in range(MAX_ROUNDS):
-            if round_index >= MIN_ROUNDS and clock() - start > budget:
-                break
+        start, round_index = clock(), 0
+        while round_index < MAX_ROUNDS and (round_index < MIN_ROUNDS or clock() - start - lost <= budget):
+            watched, opened = steady is not None and lost < PATIENCE_SECONDS, clock()
+            counts = not watched or steady()
+            if counts:
+                reading = probe() if probe else None
+                blocks, block_faults = {}, {}
+                for name in turn_order(names, round_index):
+                    if per_call[name] < SETTLE_SECONDS:
+                        functions[name]()
+                    faults_before = page_faults()
+                    blocks[name] = time_block(functions[name], repeats[name], clock)
+                    block_faults[name] = page_faults() - faults_before
+                counts = not watched or steady()
+            if not counts:
+                lost, unsteady = lost + clock() - opened, unsteady + 1
+                continue
+            round_index += 1
             if probe:
-                readings.append(probe())
-            for name in turn_order(names, round_index):
-                if per_call[name] < SETTLE_SECONDS:
-                    functions[name]()
-                faults_before = page_faults()
-                seconds[name].append(time_block(functions[name], repeats[name], clock))
-                faults[name] += page_faults() - faults_before
+                readings.append(reading)
+            for name in names:
+                seconds[name].append(blocks[name])
+                faults[name] += block_faults[name]
     finally:
         if gc_was_on:
             gc.enable()
     calls = {name: repeats[name] * len(seconds[name]) for name in names}
-    return Rounds(seconds, {name: faults[name] / calls[name] for name in names}, readings)
+    return Rounds(seconds, {name: faults[name] / calls[name] for name in names}, readings, unsteady)
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,13 @@ FOLDER = Path("build/bench")  # for results, unless told otherwise
 Record = dict[str, Any]  # what goes into JSON
 
 
-def measure(case: Case, budget: float, with_memory: bool = True) -> Record:
+def measure(case: Case, budget: float, steady: machine.Steady, with_memory: bool = True) -> Record:
     """Check one case, then time it for about `budget` seconds; returns its JSON record."""
     torch.set_num_threads(case.threads)
     contest = Contest(case)
     disagreement = contest.disagreement()
     with torch.set_grad_enabled(case.mode == "training"), machine.Neighbours() as neighbours:
-        rounds = interleave(contest.functions, budget, probe=machine.amx_probe(case.threads))
+        rounds = interleave(contest.functions, budget, None, machine.amx_probe(case.threads), steady)
     with_memory = with_memory and case.mode == "training" and memory.available()
     return {
         "grid": case.grid,
@@ -45,6 +45,7 @@ def measure(case: Case, budget: float, with_memory: bool = True) -> Record:
         "memory": peaks(contest) if with_memory else {},
         "amx_gflops": [rounded(reading) for reading in rounds.probe],
         "neighbours": round(neighbours.share, 3),
+        "unsteady": rounds.unsteady,
         **times(rounds),
     }
 
@@ -202,13 +203,14 @@ def run_pairs(args: argparse.Namespace, grids: list[str], threads: list[int], re
         for grid in grids
         for cell, point, count, mode in product(args.cell, chosen_points(args, grid), threads, args.mode)
     ]
+    steady = {count: machine.Steady(count) for count in threads if cases}
     progress = tqdm(cases, desc="speed", unit="line", disable=not cases)
     for case in progress:
         # Beside every line: the best sample is the peak, and all of them show whether the machine held still.
         samples = result["fma_peak_gflops"].setdefault(str(case.threads), [])
         samples.append(machine.fma_peak(case.threads))
         try:
-            record = measure(case, result["budget_seconds"], with_memory=not args.quick)
+            record = measure(case, result["budget_seconds"], steady[case.threads], not args.quick)
         except Disagreement as error:  # told at the end: it must not cost the rest of a long run
             result["refused"].append(str(error))
         else:

@@ -199,6 +199,10 @@ def disturbance(result: dict) -> str:
         return "Nothing was timed."
     typical, worst = percent(median(shares)), percent(shares[-1])
     told = f"Other processes took {typical} of the CPU time (median), {worst} at most."
+    unsteady = sum(record.get("unsteady", 0) for record in result["speed"])
+    if unsteady:
+        rounds = unsteady + sum(len(record["seconds"]["torch"]) for record in result["speed"])
+        told += f" {unsteady} of {rounds} rounds were left out: before or after, the multiply-add peak was not there."
     if shares[-1] > DISTURBED:
         told += f" Above {percent(DISTURBED)} times are not to be trusted: measure again on a quiet machine."
     return told

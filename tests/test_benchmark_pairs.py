@@ -138,10 +138,32 @@ def test_a_probe_is_read_before_each_round_and_its_time_is_nobodys():
         clock.now += 1.0
         return len(clock.calls)
 
-    rounds = pairs.interleave(clock.contestants(a=0.03, b=0.05), 0, {"a": 1, "b": 1}, probe, clock)
+    rounds = pairs.interleave(clock.contestants(a=0.03, b=0.05), 0, {"a": 1, "b": 1}, probe, clock=clock)
     assert rounds.probe == [2 + 2 * i for i in range(pairs.MIN_ROUNDS)]
     assert_close(rounds.seconds["a"], [0.03] * pairs.MIN_ROUNDS)
     assert_close(rounds.seconds["b"], [0.05] * pairs.MIN_ROUNDS)
+
+
+def test_a_round_counts_only_if_the_machine_was_steady_before_and_after_it():
+    clock = FakeTime()
+    readings = iter([False, True, False, *[True] * 100])  # at once, and after the first round
+
+    rounds = pairs.interleave(clock.contestants(a=0.03), 0, {"a": 1}, steady=lambda: next(readings), clock=clock)
+    assert rounds.unsteady == 2
+    assert len(rounds.seconds["a"]) == pairs.MIN_ROUNDS
+    assert len(clock.calls) == 1 + 1 + pairs.MIN_ROUNDS  # a first look, the round that does not count, the others
+
+
+def test_patience_with_a_machine_that_is_never_steady_ends():
+    clock = FakeTime()
+
+    def never() -> bool:
+        clock.now += 1.0
+        return False
+
+    rounds = pairs.interleave(clock.contestants(a=0.03), 0, {"a": 1}, steady=never, clock=clock)
+    assert rounds.unsteady == pairs.PATIENCE_SECONDS
+    assert len(rounds.seconds["a"]) == pairs.MIN_ROUNDS
 
 
 def test_page_faults_are_counted_for_the_function_that_has_them():

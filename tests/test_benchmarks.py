@@ -282,6 +282,19 @@ def test_the_facts_of_the_machine_are_complete():
     assert machine.fma_peak(1, seconds=0.01) > 0
 
 
+def test_a_machine_below_its_best_rate_is_not_steady():
+    rates, pauses = iter([90.0] * 7 + [100.0, 94.0, 96.0, 110.0, 103.0]), []
+    steady = machine.Steady(2, rate=lambda threads, seconds: next(rates), sleep=pauses.append)
+    assert [steady() for _ in range(4)] == [False, True, True, False]
+    assert len(pauses) == 2
+
+
+def test_rounds_of_an_unsteady_machine_are_told():
+    told = tables.disturbance(result_with([record(ONE, "training", 2.0, unsteady=3)]))
+    assert "3 of 10 rounds were left out" in told
+    assert "left out" not in tables.disturbance(result_with([record(ONE, "training", 2.0)]))
+
+
 def test_own_work_does_not_count_as_a_neighbours():
     times = iter([(10.0, 20.0), (11.0, 24.0)])  # own and all CPU seconds, before and after
     neighbours = machine.Neighbours(lambda: next(times), clock=iter([0.0, 4.0]).__next__, cpus=2)
