@@ -199,7 +199,7 @@ class Backward {
                   shares_columns(I, team) ? team.part(I, Product::kUnit) : share_of_panels<Product>(team, g, G, I));
       if (packs_hh())
         pack_rows(W_hh(layer, d, g), args.plan.split == Split::hidden
-                                         ? units_in_loop(args.plan, team, d, P, Product::kUnit)
+                                         ? Roles(team, args.plan, args.shape.D).units(d, P, Product::kUnit)
                                          : share_of_panels<Product>(team, g, G, P));
     }
     if (args.shape.projected) pack_rows(W_hr(layer, d), share_of_panels<Product>(team, 0, 1, H));

@@ -1,4 +1,36 @@
-// Who of a team has which sequences, units and panels.
+// Who of a team does what, and has which sequences, units and panels.
+
+// Loops and large products run at the same time: while a chunk is in its time loop, the products of a neighbouring
+// one are computed. Where the loop cannot use all workers, one takes the loop and the others the products.
+struct Roles {
+  Team loop;       // divides the time loop as the plan says; size 0 for a worker that has no part in it
+  Team products;   // size 0 likewise
+  int64_t first_direction, directions;  // those whose loop this worker takes part in
+
+  Roles(const Team& all, const Plan& plan, int64_t D) : loop(all), products(all), first_direction(0), directions(D) {
+    if (all.size == 1) return;
+    if (plan.split_directions) {
+      loop = all.half();
+      first_direction = all.half_of();
+      directions = 1;
+    }
+    if (plan.split == Split::none && loop.size > 1) {
+      if (loop.rank > 0) loop.size = 0;
+      else loop.size = 1;
+      if (!plan.split_directions) {
+        if (all.rank == 0) products.size = 0;
+        else products = Team{all.rank - 1, all.size - 1, all.barrier + 3};
+      }
+    }
+  }
+
+  // The units, of H, that this worker has in the time loop of direction d where they are split among the workers, who
+  // keep them as panels of their own.
+  Range units(int64_t d, int64_t H, int64_t unit) const {
+    const bool mine = d >= first_direction && d < first_direction + directions;
+    return mine ? Range(loop.part(H, unit)) : Range{0, 0};
+  }
+};
 
 // Where sequences are split among workers. A packed batch is dealt out in turn: its sequences end at different steps, the
 // longest first, and at every step each worker should have as many as the others.
@@ -36,10 +68,3 @@ struct Groups {
     return {begin, smaller(begin + panels * Product::kWidth, units.end)};
   }
 };
-
-// The units, of H, that one of all workers has in the time loop of direction d where they are split among the workers,
-// who keep them as panels of their own. A worker alone has all, whatever was planned.
-inline Range units_in_loop(const Plan& plan, const Team& all, int64_t d, int64_t H, int64_t unit) {
-  if (!plan.split_directions || all.size == 1) return all.part(H, unit);
-  return all.half_of() == d ? Range(all.half().part(H, unit)) : Range{0, 0};
-}

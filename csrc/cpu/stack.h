@@ -1,30 +1,5 @@
 // In which order the layers of a stack and their chunks run, and who does what. Every worker of a team calls it.
 
-// Loops and large products run at the same time: while a chunk is in its time loop, the products of a neighbouring
-// one are computed. Where the loop cannot use all workers, one takes the loop and the others the products.
-struct Roles {
-  Team loop;       // divides the time loop as the plan says; size 0 for a worker that has no part in it
-  Team products;   // size 0 likewise
-  int64_t first_direction, directions;  // those whose loop this worker takes part in
-
-  Roles(const Team& all, const Plan& plan, int64_t D) : loop(all), products(all), first_direction(0), directions(D) {
-    if (all.size == 1) return;
-    if (plan.split_directions) {
-      loop = all.half();
-      first_direction = all.half_of();
-      directions = 1;
-    }
-    if (plan.split == Split::none && loop.size > 1) {
-      if (loop.rank > 0) loop.size = 0;
-      else loop.size = 1;
-      if (!plan.split_directions) {
-        if (all.rank == 0) products.size = 0;
-        else products = Team{all.rank - 1, all.size - 1, all.barrier + 3};
-      }
-    }
-  }
-};
-
 // One layer after the other.
 template <class Pass>
 void run_layers(const ForwardArgs& args, const Team& team) {
