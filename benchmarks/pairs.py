@@ -52,7 +52,7 @@ class Rounds:
         faults: page faults of a call, the mean over all timed ones, by name. Where it is not zero, memory had
             gone back to the system, and a time holds what it takes to get it again.
         probe: the machine's state as read before each round; empty without a probe.
-        unsteady: rounds that do not count, because the machine was not steady before or after them.
+        unsteady: how often a round was put off or left out, for the machine was not steady before or after it.
     """
 
     seconds: dict[str, list[float]]
@@ -99,25 +99,30 @@ def interleave(
     seconds: dict[str, list[float]] = {name: [] for name in names}
     faults, readings = dict.fromkeys(names, 0), []
     lost, unsteady = 0.0, 0
+
+    def one_round(index: int) -> tuple[dict[str, float], dict[str, int]]:
+        blocks, new_faults = {}, {}
+        for name in turn_order(names, index):
+            if per_call[name] < SETTLE_SECONDS:
+                functions[name]()
+            faults_before = page_faults()
+            blocks[name] = time_block(functions[name], repeats[name], clock)
+            new_faults[name] = page_faults() - faults_before
+        return blocks, new_faults
+
     gc_was_on = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        start, round_index = clock(), 0
+        start, round_index, quiet = clock(), 0, False
         while round_index < MAX_ROUNDS and (round_index < MIN_ROUNDS or clock() - start - lost <= budget):
-            watched, opened = steady is not None and lost < PATIENCE_SECONDS, clock()
-            counts = not watched or steady()
-            if counts:
+            opened, watched = clock(), steady is not None and lost < PATIENCE_SECONDS
+            quiet = not watched or quiet or steady()  # a look after a round serves the next one too
+            if quiet:
                 reading = probe() if probe else None
-                blocks, block_faults = {}, {}
-                for name in turn_order(names, round_index):
-                    if per_call[name] < SETTLE_SECONDS:
-                        functions[name]()
-                    faults_before = page_faults()
-                    blocks[name] = time_block(functions[name], repeats[name], clock)
-                    block_faults[name] = page_faults() - faults_before
-                counts = not watched or steady()
-            if not counts:
+                blocks, new_faults = one_round(round_index)
+                quiet = not watched or steady()
+            if not quiet:
                 lost, unsteady = lost + clock() - opened, unsteady + 1
                 continue
             round_index += 1
@@ -125,7 +130,7 @@ def interleave(
                 readings.append(reading)
             for name in names:
                 seconds[name].append(blocks[name])
-                faults[name] += block_faults[name]
+                faults[name] += new_faults[name]
     finally:
         if gc_was_on:
             gc.enable()

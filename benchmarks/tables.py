@@ -201,8 +201,11 @@ def disturbance(result: dict) -> str:
     told = f"Other processes took {typical} of the CPU time (median), {worst} at most."
     unsteady = sum(record.get("unsteady", 0) for record in result["speed"])
     if unsteady:
-        rounds = unsteady + sum(len(record["seconds"]["torch"]) for record in result["speed"])
-        told += f" {unsteady} of {rounds} rounds were left out: before or after, the multiply-add peak was not there."
+        counted = sum(len(record["seconds"]["torch"]) for record in result["speed"])
+        told += (
+            f" {counted} rounds count; {unsteady} times one was put off or left out, for before or after it the"
+            " multiply-add peak was not there."
+        )
     if shares[-1] > DISTURBED:
         told += f" Above {percent(DISTURBED)} times are not to be trusted: measure again on a quiet machine."
     return told
