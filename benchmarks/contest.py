@@ -18,10 +18,11 @@ from . import onnx_peer
 from .grids import GRIDS, Grid, Point
 
 MODES = ("inference", "training")
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "float64": torch.float64, **HALVES}
 # Largest difference accepted, ||a - b|| / ||b|| of each output and gradient: wide enough for another order of
-# summation (torch adds up gradients over the steps in bfloat16), far too narrow for a wrong formula.
-AGREEMENT = {"float32": 1e-4, "float64": 1e-11, "bfloat16": 1e-1}
+# summation (torch adds up gradients over the steps in the halves), far too narrow for a wrong formula.
+AGREEMENT = {"float32": 1e-4, "float64": 1e-11, "bfloat16": 1e-1, "float16": 2e-2}
 
 
 class Cell(NamedTuple):
@@ -179,7 +180,7 @@ class Contest:
 
     Attributes:
         contestants: by name, "rnn_ext" and "torch" first, which share their parameters; then "onnxruntime"
-            where it can, and beside bfloat16 "float32", which is rnn_ext in that dtype.
+            where it can, and beside the halves "float32", which is rnn_ext in that dtype.
         floor: "two linears" for a toy; its results are its own, so that they are not compared.
         plan: the path that rnn_ext takes, as `rnn_ext.explain` tells it.
     """
@@ -195,7 +196,7 @@ class Contest:
         grad_y = torch.randn(point.steps, point.batch, outputs).to(dtype)
         ours = Layer(fused, x, grad_y, case)
         self.contestants: dict[str, Contestant] = {"rnn_ext": ours, "torch": Layer(builtin, x, grad_y, case)}
-        if case.dtype == "bfloat16":
+        if case.dtype in HALVES:
             twin = make_module(rnn_ext, case._replace(dtype="float32"))
             twin.load_state_dict(builtin.state_dict())
             self.contestants["float32"] = Layer(twin, x.float(), grad_y.float(), case)
@@ -212,7 +213,7 @@ class Contest:
         return {name: contestant.run for name, contestant in {**self.contestants, **self.floor}.items()}
 
     def disagreement(self) -> float:
-        """The largest ||a - b|| / ||b|| of any result a; b is torch's, or beside bfloat16 float32's.
+        """The largest ||a - b|| / ||b|| of any result a; b is torch's, or beside the halves float32's.
 
         Raises:
             Disagreement: it is larger than AGREEMENT allows, or not a number.

@@ -106,6 +106,7 @@ UNTUNED = points(
 )
 STEPS = points((1, 50, 64, 64), (1, 50, 512, 512), (32, 50, 64, 64), (32, 50, 512, 512))
 STACK = points((16, 113, 128, 128), (32, 87, 512, 512))
+TORCHS_FLOAT16 = 3_200  # rows: on the CPU torch takes ten seconds for a training step with more
 LINEAR = points((1, 1_000, 64, 64), (1, 10_000, 64, 64), (1, 100_000, 64, 64))
 
 GRIDS = {
@@ -122,6 +123,11 @@ GRIDS = {
         "one layer on padded batches in bfloat16",
         tuple(point for point in PADDED if point.hidden_size >= 64),
         dtype="bfloat16",
+    ),
+    "float16": Grid(
+        "one layer on padded batches in float16",
+        tuple(point for point in PADDED if point.hidden_size >= 64 and point.batch * point.steps <= TORCHS_FLOAT16),
+        dtype="float16",
     ),
     "linear": Grid("cost over the length, rnn_ext alone on one thread", LINEAR, call="linear"),
 }

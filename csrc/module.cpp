@@ -58,6 +58,7 @@ DType checked_dtype(const std::string& name) {
   if (name == "float32") return DType::float32;
   if (name == "float64") return DType::float64;
   if (name == "bfloat16") return DType::bfloat16;
+  if (name == "float16") return DType::float16;
   throw std::invalid_argument("rnn_ext: no kernel for dtype " + name);
 }
 
@@ -103,8 +104,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &plan, py::arg("mode"), py::arg("T"), py::arg("B"), py::arg("rows"), py::arg("I"), py::arg("H"),
         py::arg("proj_size"), py::arg("L"), py::arg("D"), py::arg("dtype"), py::arg("threads"), py::arg("batch_invariant"),
         py::arg("frozen"),
-        "(name, threads, product) of the plan that a call of this shape takes; dtype is float32, float64 or bfloat16, "
-        "proj_size 0 without a projection. Raises ValueError for an unknown mode or dtype.");
+        "(name, threads, product) of the plan that a call of this shape takes; dtype is float32, float64, bfloat16 or "
+        "float16, proj_size 0 without a projection. Raises ValueError for an unknown mode or dtype.");
   m.def("set_float32_product", &choose_float32_product, py::arg("product"), "See rnn_ext.set_float32_product.");
   m.def("float32_product", [] { return float32_products[int(float32_product())]; }, "What set_float32_product has set.");
   m.def("fma_peak", &checked_rate<fma_peak>, py::arg("seconds"), py::arg("threads"),

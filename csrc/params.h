@@ -3,8 +3,8 @@
 // Letters: T steps, B sequences, R rows (a row is one sequence at one step), I input size, H hidden size, P size of h
 // (that of its projection where there is one, else H), L layers, D directions, G gates of the cell. Rows are
 // time-major: row = first_row(t) + b, which is also the layout of a PackedSequence. Pointers to void have the storage
-// type of the call (float, double, bfloat16) unless a comment says "compute type" (float for bfloat16, else the
-// storage type). Nothing here owns memory.
+// type of the call (float, double, bfloat16, float16) unless a comment says "compute type" (float for the halves, else
+// the storage type). Nothing here owns memory.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -19,7 +19,7 @@ namespace rnn_ext {
 #define RNN_EXT_INLINE inline __attribute__((always_inline))
 #endif
 
-enum class DType : int { float32, float64, bfloat16, float16 };  // float16 on the GPU only
+enum class DType : int { float32, float64, bfloat16, float16, count };
 
 // Which steps each sequence takes part in: all of them (padded), or the first batch_sizes[t] at step t (packed).
 struct Sequences {

@@ -26,7 +26,7 @@ def recurrent(
     """Output and final states (y, h_n and, for an LSTM, c_n) of a stack of recurrent layers; differentiable.
 
     Args:
-        x: input, [T, B, I] or, with batch_sizes, packed [R, I]; float32, float64 or bfloat16, on CUDA float16 too. One
+        x: input, [T, B, I] or, with batch_sizes, packed [R, I]; float32, float64, bfloat16 or float16. One
             step of one layer and direction may be [B, I]: then states have no first dimension either.
         h_0, c_0: initial states [L*D, B, P] and [L*D, B, H], or None for zeros; c_0 is an LSTM's.
         weights: parameters in PyTorch's order, two or (with biases) four per layer and direction, for an LSTM with a
@@ -98,7 +98,7 @@ class _Recurrent(torch.autograd.Function):
                     raise
                 gradients = _in_older_vmap(d_outputs, x, h_0, c_0, weights, batch_sizes, masks, ctx.stack, needs)
             if x.dtype in (torch.bfloat16, torch.float16):
-                gradients = [g.to(x.dtype) for g in gradients]
+                gradients = ops.rounded(gradients, x.dtype)
         gradients = iter(gradients)
         inputs = [next(gradients) if needed else None for needed in needs[:3]]
         of_weights = list(gradients) or [None] * len(weights)

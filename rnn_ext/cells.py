@@ -92,8 +92,8 @@ class RNNCell(Cell):
         hidden_size: features of the state, H.
         bias: whether the cell has b_ih and b_hh.
         nonlinearity: "tanh" or "relu"; anything else fails at the call, as torch's does.
-        device, dtype: of the parameters. float32, float64 and bfloat16 run on our kernels, on the CPU and
-            where they are built on CUDA, there float16 too; anything else on torch's own operator.
+        device, dtype: of the parameters. float32, float64, bfloat16 and float16 run on our kernels, on the
+            CPU and where they are built on CUDA; anything else on torch's own operator.
 
     Inputs:
         input: [B, I], or [I] unbatched.

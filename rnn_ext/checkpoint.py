@@ -181,7 +181,7 @@ class _Checkpointed(torch.autograd.Function):
             parts = segments(x, batch_sizes, ctx.steps)
             levels = _levels(ctx.stack, weights, masks, states[0].shape[-1])
             gradients = _gradients(d_outputs, levels, [x, *below], weights, states, parts, needs)
-            gradients = [g.to(x.dtype) for g in gradients]
+            gradients = ops.rounded(gradients, x.dtype)
         gradients = iter(gradients)
         of_inputs = [next(gradients) if needed else None for needed in needs[:3]]
         of_weights = list(gradients) or [None] * len(weights)

@@ -30,8 +30,8 @@ class RNN(Recurrent):
         batch_first: input and output as [B, T, ...]; states are [.., B, H] all the same.
         dropout: probability of dropping an output of every layer but the last, in training mode.
         bidirectional: a second direction that runs backward in time; D = 2.
-        device, dtype: of the parameters. float32, float64 and bfloat16 run on our kernels, on the CPU and
-            where they are built on CUDA, there float16 too; anything else on torch's own operator.
+        device, dtype: of the parameters. float32, float64, bfloat16 and float16 run on our kernels, on the
+            CPU and where they are built on CUDA; anything else on torch's own operator.
 
     Inputs:
         input: [T, B, I], [B, T, I] with batch_first, [T, I] unbatched, or a PackedSequence.

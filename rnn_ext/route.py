@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rnn_ext._load import has_cuda
 
-_KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _warned = False
 
 
@@ -27,8 +27,8 @@ def reason_for_torch(tensors: Sequence[Tensor]) -> str | None:
             return f"no kernel for device {first.device.type}"
         if any(t.device != first.device for t in tensors):
             return "tensors differ in dtype or device"
-    if dtype not in _KERNEL_DTYPES and (on_cpu or dtype != torch.float16):
-        return f"no kernel for {dtype} on {'the CPU' if on_cpu else 'CUDA'}"
+    if dtype not in _KERNEL_DTYPES:
+        return f"no kernel for {dtype}"
     for t in tensors:
         if t.dtype is not dtype or t.is_cpu is not on_cpu:
             return "tensors differ in dtype or device"

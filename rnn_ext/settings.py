@@ -25,9 +25,9 @@ class batch_invariant:
     `with batch_invariant():` switches it on inside the block, `batch_invariant(True)` from now on, for all threads.
     It is off by default, where on the CPU the same already holds but for two choices that go by the size of the batch.
     Calls with few rows use the weights as they lie and so sum in another order: no more than four rows (sequences times
-    steps), or for a cell and any call of one step a twelfth of the input size and of the hidden size (in bfloat16 a
-    quarter of that, with AVX512_BF16 four). And where the machine has AMX, large batches multiply on its tiles. On CUDA
-    the order of every sum may follow the batch.
+    steps), or for a cell and any call of one step a twelfth of the input size and of the hidden size (in bfloat16 and
+    float16 a quarter of that, in bfloat16 with AVX512_BF16 four). And where the machine has AMX, large batches multiply
+    on its tiles. On CUDA the order of every sum may follow the batch.
 
     Args:
         enabled: on (the default) or off.
@@ -64,11 +64,11 @@ class checkpoint_time:
     more there is nothing to gain. A call that would gain nothing is an ordinary one: a sequence of one segment, a cell,
     an RNN of one layer or in both directions, which keeps nothing but outputs anyway.
 
-    Output and states are bit for bit those of the ordinary call, with two exceptions. An LSTM in bfloat16 rounds its
-    cell state to bfloat16 at every border, which else is float32. And the kernels choose by the number of rows (see
-    `batch_invariant`, under which they do not): that may change results with steps below 9, and on AMX tiles those of
-    packed sequences. Gradients of weights are summed in another order; in bfloat16 the gradients of states are
-    rounded at every border.
+    Output and states are bit for bit those of the ordinary call, with two exceptions. An LSTM in bfloat16 or
+    float16 rounds its cell state to that at every border, which else is float32. And the kernels choose by the number
+    of rows (see `batch_invariant`, under which they do not): that may change results with steps below 9, and on AMX
+    tiles those of packed sequences. Gradients of weights are summed in another order; in bfloat16 and float16 the
+    gradients of states are rounded at every border.
 
     The two directions of a layer run one after the other, not at the same time. The setting is ignored under
     torch.compile, which recomputes by its own choice, in `torch.func` transforms and in forward-mode differentiation;
@@ -103,13 +103,14 @@ class checkpoint_time:
 
 
 def set_float32_product(product: str) -> None:
-    """Chooses how the matrix products of float32 and bfloat16 calls are computed on the CPU, for the whole process.
+    """Chooses how the matrix products of calls other than float64 are computed on the CPU, for the whole process.
 
     On AMX tiles a float32 number is taken apart into three bfloat16 numbers, whose six leading products are summed in
     float32: faster for batches, and closer to float64 than a chain of multiply-adds. Numbers below 2^-110 lose digits
-    there and those below 2^-126 count as zero. Where the instruction set in use is avx512 and the processor has
-    AVX512_BF16, bfloat16 is multiplied by its vdpbf16ps, at twice the rate of multiply-adds; numbers below 2^-126 count
-    as zero there too. The environment variable RNN_EXT_FLOAT32_PRODUCT sets it at import.
+    there and those below 2^-126 count as zero. A float16 number is exactly two of them, and three products are summed.
+    Where the instruction set in use is avx512 and the processor has AVX512_BF16, bfloat16 is multiplied by its
+    vdpbf16ps, at twice the rate of multiply-adds; numbers below 2^-126 count as zero there too. The environment
+    variable RNN_EXT_FLOAT32_PRODUCT sets it at import.
 
     Args:
         product: "auto" (the default) for vdpbf16ps in bfloat16, except in the few rows that `batch_invariant` tells of,

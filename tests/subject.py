@@ -107,8 +107,9 @@ SUBJECT_VARIABLE = "RNN_EXT_TEST_SUBJECT"
 if os.environ.get(SUBJECT_VARIABLE) == "torch.nn":
     LAYERS, CELLS = ([replace(row, ours=row.theirs) for row in rows] for rows in (LAYERS, CELLS))
 
-# The dtypes that have kernels.
-DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+# The dtypes that have kernels; the halves are stored so and computed in float32.
+HALVES = [torch.bfloat16, torch.float16]
+DTYPES = [torch.float32, torch.float64, *HALVES]
 
 
 def run_python(code: str, **environment: str) -> str:

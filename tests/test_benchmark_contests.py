@@ -41,6 +41,7 @@ def test_packed_lengths_lie_between_a_quarter_and_the_whole_and_are_the_same_eve
 def test_shapes_of_the_derived_grids_are_those_of_the_padded_one_that_fit():
     assert set(GRIDS["packed"].points) == {p for p in GRIDS["padded"].points if p.batch >= 2 and p.steps >= 5}
     assert set(GRIDS["bfloat16"].points) == {p for p in GRIDS["padded"].points if p.hidden_size >= 64}
+    assert set(GRIDS["float16"].points) == {p for p in GRIDS["bfloat16"].points if p.batch * p.steps <= 3_200}
 
 
 def test_no_untuned_shape_is_in_another_grid():
@@ -84,7 +85,7 @@ def test_contestants_agree_on_every_grid(grid, mode, cell):
     assert rivals.disagreement() <= contest.AGREEMENT[dtype]
     assert rivals.plan["path"] == "kernel"
     expected = ["rnn_ext", "torch"]
-    expected += ["float32"] * (grid == "bfloat16")
+    expected += ["float32"] * (grid in contest.HALVES)
     one_layer = grid in ("padded", "untuned")
     expected += ["onnxruntime"] * (one_layer and mode == "inference" and onnx_peer.available())
     assert list(rivals.contestants) == expected

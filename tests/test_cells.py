@@ -214,7 +214,7 @@ def test_any_call(case):
     assert_parity(case)
 
 
-@promise("Forward", "every number is torch's, in float32, float64 and bfloat16, forward and backward")
+@promise("Forward", "every number is torch's, in float32, float64, bfloat16 and float16, forward and backward")
 @pytest.mark.sanitize
 @each_cell
 @each_dtype

@@ -10,7 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
 from tests.contract import promise
-from tests.subject import LAYERS, Case
+from tests.subject import HALVES, LAYERS, Case
 from tests.tolerances import assert_same_vector
 
 each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
@@ -94,13 +94,13 @@ def test_gradcheck_where_only_some_inputs_want_gradients(layer):
 
 
 @each_layer
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 @pytest.mark.parametrize("lengths", [(40,) * 17, (1, 40, 7, 40, 23)], ids=["padded", "packed"])
 def test_whole_gradients_have_the_right_size_and_direction(layer, dtype, lengths):
     case = Case(
         layer, 33, 65, 2, dtype=dtype, lengths=lengths, form="batched" if len(lengths) == 17 else "unsorted"
     )
-    if case.kinked and dtype == torch.bfloat16:
+    if case.kinked and dtype in HALVES:
         pytest.skip(
             "ReLU's derivative jumps: no bound on one gradient at this precision; test_accuracy pools many"
         )

@@ -9,14 +9,14 @@ import torch
 
 from rnn_ext import _C
 from tests.strategies import EDGE_CASES
-from tests.subject import LAYERS, Case, run_python
+from tests.subject import DTYPES, HALVES, LAYERS, Case, run_python
 from tests.tolerances import assert_close
 
 # Wide enough for every plan, and off the widths of vectors and tiles.
 WIDE_CASES = [
     Case(layer, input_size, hidden_size, 2, dtype=dtype, lengths=lengths, form=form, bidirectional=True)
     for layer in LAYERS
-    for dtype in (torch.float32, torch.float64, torch.bfloat16)
+    for dtype in DTYPES
     for input_size, hidden_size, lengths, form in [
         (67, 130, (9,) * 45, "batched"), (256, 256, (5,), "batched"), (19, 131, (12, 1, 30, 7, 7), "unsorted"),
         (67, 130, (1,) * 7, "batched"), (67, 130, (1,) * 33, "batched"),
@@ -32,7 +32,7 @@ def check_against_float64(case: Case, threads: Sequence[int] | None = None) -> N
         outputs, gradients = case.run_ours()
         for name, exact in exact_outputs.items():
             assert_close(outputs[name], exact)
-        if case.kinked and case.dtype == torch.bfloat16:
+        if case.kinked and case.dtype in HALVES:
             continue  # either side of the kink is right at this precision
         for name, exact in exact_gradients.items():
             assert_close(gradients[name], exact, scale=case.scale(name, exact))

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 from tests.contract import promise
-from tests.subject import LAYERS, named_outputs
+from tests.subject import HALVES, LAYERS, named_outputs
 from tests.tolerances import assert_close
 
 each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
@@ -175,7 +175,7 @@ def test_a_copy_stands_on_its_own(layer, make_copy):
 
 
 @each_layer
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, *HALVES])
 def test_a_module_moved_to_another_dtype_computes_in_it(layer, dtype):
     ours, theirs = layer.make_both(4, 3)
     x = torch.randn(5, 2, 4, dtype=dtype)

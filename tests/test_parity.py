@@ -12,7 +12,7 @@ from hypothesis import given
 from tests.contract import promise
 from tests.covering import each_meeting
 from tests.strategies import EDGE_CASES, cases
-from tests.subject import DTYPES, LAYERS, Case, named_outputs
+from tests.subject import DTYPES, HALVES, LAYERS, Case, named_outputs
 from tests.tolerances import assert_all_close, assert_close
 
 each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
@@ -22,13 +22,13 @@ each_layout = pytest.mark.parametrize("layout", ["contiguous", "gaps", "transpos
 def assert_parity(case: Case) -> None:
     """Same outputs and gradients, None where torch has None, and the generator left in the same state.
 
-    The numbers in bfloat16 are compared with float64's: torch's own round at every step, ours less often.
+    The numbers in half precision are compared with float64's: torch's own round at every step, ours less often.
     """
     outputs, gradients = case.run_ours()
     generator = torch.get_rng_state()
     theirs, their_gradients = case.run_theirs()
     assert torch.equal(generator, torch.get_rng_state())
-    rounded = case.dtype == torch.bfloat16
+    rounded = case.dtype in HALVES
     expected, expected_gradients = case.run_theirs(torch.float64) if rounded else (theirs, their_gradients)
 
     assert outputs.keys() == theirs.keys()
@@ -54,7 +54,7 @@ def test_any_call(case):
     assert_parity(case)
 
 
-@promise("Forward", "every number is torch's, in float32, float64 and bfloat16, forward and backward")
+@promise("Forward", "every number is torch's, in float32, float64, bfloat16 and float16, forward and backward")
 @pytest.mark.sanitize
 @pytest.mark.parametrize("case", EDGE_CASES, ids=str)
 def test_every_option_at_odd_sizes(case):

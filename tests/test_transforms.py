@@ -14,7 +14,7 @@ from rnn_ext import ops
 from tests import plain
 from tests.contract import promise
 from tests.covering import each_meeting
-from tests.subject import CELLS, LAYERS, Case, gradients_of
+from tests.subject import CELLS, HALVES, LAYERS, Case, gradients_of
 from tests.test_gradients import as_function
 from tests.tolerances import assert_all_close, assert_close
 
@@ -244,9 +244,9 @@ def test_dropout_under_vmap_follows_its_randomness(layer):
 
 
 @each_layer_and_cell
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
 def test_forward_mode_in_a_lower_precision(layer, dtype):
-    if layer.options.get("nonlinearity") == "relu" and dtype == torch.bfloat16:
+    if layer.options.get("nonlinearity") == "relu" and dtype in HALVES:
         pytest.skip("ReLU's derivative jumps: no bound on one tangent at this precision")
     module, x = layer.make_ours(4, 3, dtype=dtype), torch.randn(2, 4) if layer.is_cell else torch.randn(5, 2, 4)
     results = []

@@ -3,7 +3,8 @@
 // A float32 number is exactly the sum of three bfloat16 numbers (8 bits each of its 24): high + middle + low. Of the
 // nine products of parts the six larger ones are summed, so that what is left out is below half a unit in the last
 // place of the largest term. A number that is stored as bfloat16 is its own high part, and a gradient beside such
-// numbers is kept in two parts.
+// numbers is kept in two parts. A number stored as float16 is the sum of two, and what is left out of a product is the
+// middle part times the middle part: below 2^-16 of a term, where a result is rounded to 2^-11.
 //
 // The order of every sum is fixed, as in product.h: one chain over k from zero for each element, then added to C.
 // Numbers below 2^-126, and parts of numbers below 2^-110, count as zero: so do the tiles. Where a result is not
@@ -58,6 +59,10 @@ inline void tile_product(const SplitRows<PA>& A, const uint16_t* b, int64_t dept
       rows(0), multiply();
       columns(0), multiply();
       columns(2), multiply();
+    } else if constexpr (PA == 2 && PB == 2) {
+      rows(1), columns(0), multiply();
+      rows(0), multiply();
+      columns(1), multiply();
     } else {
       static_assert(PB == 1);
       columns(0);
@@ -130,10 +135,11 @@ void product(float* C, int64_t ldc, const SplitRows<PA>& A, int64_t M, const Til
   }
 }
 
-// See FmaProduct. bfloat16 states and weights are their own high parts; gradients beside them keep 16 bits.
+// See FmaProduct. bfloat16 states and weights are their own high parts, float16 ones are exactly two; gradients beside
+// them keep 16 bits.
 template <class S>
 struct AmxProduct {
-  static constexpr int kParts = sizeof(S) == 4 ? 3 : 1;
+  static constexpr int kParts = kIsBfloat16<S> ? 1 : Half<S> ? 2 : 3;
   using T = float;
   using States = SplitRows<kParts>;
   using Gradients = SplitRows<kParts == 3 ? 3 : 2>;

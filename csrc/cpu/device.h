@@ -88,7 +88,6 @@ struct Cpu {
   static constexpr size_t kSmallWorkspace = 64 * 1024;
 
   static const Kernel& kernel(const Call& call) {
-    STD_TORCH_CHECK(call.dtype < kDTypes, "rnn_ext: dtype must be float32, float64 or bfloat16 on the CPU");
     return kernel_table().kernel[call.cell][call.dtype];
   }
   static Plan plan(const Call& call, bool batch_invariant, bool frozen) {

@@ -6,10 +6,8 @@
 
 namespace rnn_ext {
 
-constexpr int kDTypes = 3;
-
 struct KernelTable {
-  Kernel kernel[int(CellKind::count)][kDTypes];
+  Kernel kernel[int(CellKind::count)][int(DType::count)];
 };
 
 namespace isa_baseline {

@@ -51,7 +51,7 @@ auto with_product([[maybe_unused]] const Plan& plan, Act act) {
   if constexpr (sizeof(S) <= sizeof(float))
     if (plan.multiply == Multiply::amx) return act(AmxProduct<S>{});
 #elif defined(__AVX512F__)
-  if constexpr (sizeof(S) < sizeof(float))
+  if constexpr (kIsBfloat16<S>)
     if (plan.multiply == Multiply::bf16) return act(Bf16Product{});
 #endif
   return act(FmaProduct<S>{});
@@ -112,7 +112,7 @@ const KernelTable& table() {
   static constexpr KernelTable all = {
       {
 #define RNN_EXT_KERNELS(name, type) \
-  {kernel_of<type, float>(), kernel_of<type, double>(), kernel_of<type, bfloat16>()},
+  {kernel_of<type, float>(), kernel_of<type, double>(), kernel_of<type, bfloat16>(), kernel_of<type, float16>()},
           RNN_EXT_CELLS(RNN_EXT_KERNELS)
 #undef RNN_EXT_KERNELS
       },

@@ -125,7 +125,7 @@ void pack_transposed(const TilePanels<kParts>& B, const S* W, int64_t ldw, Range
         for (int64_t r = 0; r < kTile; ++r) {
           VecF first{}, second{};
           const S* w = W + (p * B.kWidth + side * kTile + r) * ldw + k;
-          if constexpr (kParts == 1 && sizeof(S) == 2) {  // pairs already
+          if constexpr (kParts == 1 && kIsBfloat16<S>) {  // pairs already
             const __mmask32 inside = B.K - k >= kTileDepth ? ~0u : (1u << (B.K - k)) - 1;
             lines[0][r] = _mm512_maskz_loadu_epi16(r < columns ? inside : 0, w);
             continue;

@@ -76,7 +76,8 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   if (shape.H < 64) backward_rows = std::clamp<int64_t>(seq.R / 4, 64, backward_rows);  // little memory
   plan.backward_steps = steps_for(seq, backward_rows);
   const bool one_step = seq.T == 1;
-  const int64_t terms = seq.R * kTermsPerRow * (dtype == DType::bfloat16 ? 4 : 1);  // widened again for every four rows
+  const bool halves = dtype == DType::bfloat16 || dtype == DType::float16;
+  const int64_t terms = seq.R * kTermsPerRow * (halves ? 4 : 1);  // widened again for every four rows
   const bool pairs = plan.multiply == Multiply::bf16;  // whose weights are packed in no time
   const bool few_rows =
       seq.R <= kUnpackedRows || (one_step && !frozen && !pairs && terms <= std::min(shape.I, shape.P));

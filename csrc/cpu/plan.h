@@ -4,7 +4,7 @@
 
 namespace rnn_ext {
 
-// How products of float32 and bfloat16 calls are computed: by multiply-add, on AMX tiles where the machine has them, or
+// How products of float32, float16 and bfloat16 calls are computed: by multiply-add, on AMX tiles where the machine has them, or
 // as the plan finds better. For the whole process; starts as `automatic`.
 enum class Float32Product : int { automatic, fma, amx };
 void set_float32_product(Float32Product product);

@@ -91,16 +91,26 @@ inline V lesser(V a, V b) {
 }
 #endif
 
-// bfloat16 is storage only: it becomes float when loaded.
+// bfloat16 and float16 are storage only: they become float when loaded.
 struct bfloat16 {
   uint16_t bits;
 };
+struct float16 {
+  uint16_t bits;
+};
+template <class S>
+concept Half = sizeof(S) == 2;
+template <class S>
+constexpr bool kIsBfloat16 = false;
+template <>
+constexpr bool kIsBfloat16<bfloat16> = true;
+
 template <class S>
 struct ComputeType {
   using type = S;
 };
-template <>
-struct ComputeType<bfloat16> {
+template <Half S>
+struct ComputeType<S> {
   using type = float;
 };
 template <class S>
@@ -109,6 +119,28 @@ using Compute = typename ComputeType<S>::type;
 inline float widen(float x) { return x; }
 inline double widen(double x) { return x; }
 inline float widen(bfloat16 x) { return __builtin_bit_cast(float, uint32_t(x.bits) << 16); }
+#if defined(__F16C__)
+inline float widen(float16 x) { return _cvtsh_ss(x.bits); }
+#else
+// The float of the float16 in the lower half of each lane, and back, rounded to nearest even. F and U are numbers or
+// vectors of them. What has no exponent, below 2^-14, is a multiple of 2^-24, the unit in the last place of one half.
+template <class F, class U>
+inline F float_of_half(U bits) {
+  const U size = bits & 0x7fff, half = U{} + 0x3f000000;
+  const U tiny = __builtin_bit_cast(U, __builtin_bit_cast(F, half + size) - __builtin_bit_cast(F, half));
+  const U finite = size < 0x400 ? tiny : (size << 13) + 0x38000000;
+  return __builtin_bit_cast(F, (size < 0x7c00 ? finite : size << 13 | 0x7f800000) | (bits & 0x8000) << 16);
+}
+template <class F, class U>
+inline U half_of_float(F x) {
+  const U bits = __builtin_bit_cast(U, x), size = bits & 0x7fffffff, half = U{} + 0x3f000000;
+  const U tiny = __builtin_bit_cast(U, __builtin_bit_cast(F, size) + __builtin_bit_cast(F, half)) - half;
+  const U finite = size < 0x38800000 ? tiny : (size - 0x38000000 + 0xfff + (size >> 13 & 1)) >> 13;
+  const U infinity = U{} + 0x7c00, nan = U{} + 0x7e00;
+  return (size < 0x47800000 ? finite : size > 0x7f800000 ? nan : infinity) | (bits >> 16 & 0x8000);
+}
+inline float widen(float16 x) { return float_of_half<float>(uint32_t(x.bits)); }
+#endif
 
 // A vector from or to memory that may be unaligned. The second form touches only the first n lanes (0 < n) and
 // loads zeros into the others, so that a tail takes the same arithmetic as a full vector.
@@ -168,12 +200,6 @@ inline VecF load(const bfloat16* p) {
   __builtin_memcpy(&bits, p, sizeof bits);
   return (VecF)(__builtin_convertvector(bits, VecU32) << 16);
 }
-inline VecF load(const bfloat16* p, int64_t n) {
-  if (n >= kLanes<float>) return load(p);
-  bfloat16 lanes[kLanes<float>] = {};
-  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
-  return load(lanes);
-}
 inline void store(bfloat16* p, VecF v) {  // round to nearest even; NaN keeps a quiet NaN
   const VecU32 u = (VecU32)v;
   const VecU32 rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
@@ -181,9 +207,38 @@ inline void store(bfloat16* p, VecF v) {  // round to nearest even; NaN keeps a 
   const VecU16 bits = __builtin_convertvector(v == v ? rounded : nan, VecU16);
   __builtin_memcpy(p, &bits, sizeof bits);
 }
-inline void store(bfloat16* p, VecF v, int64_t n) {
+#if defined(__AVX512F__)
+inline VecF load(const float16* p) { return (VecF)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+inline void store(float16* p, VecF v) {
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(__F16C__)
+inline VecF load(const float16* p) { return (VecF)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+inline void store(float16* p, VecF v) {
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+inline VecF load(const float16* p) {
+  VecU16 bits;
+  __builtin_memcpy(&bits, p, sizeof bits);
+  return float_of_half<VecF>(__builtin_convertvector(bits, VecU32));
+}
+inline void store(float16* p, VecF v) {
+  const VecU16 bits = __builtin_convertvector(half_of_float<VecF, VecU32>(v), VecU16);
+  __builtin_memcpy(p, &bits, sizeof bits);
+}
+#endif
+template <Half S>
+inline VecF load(const S* p, int64_t n) {
+  if (n >= kLanes<float>) return load(p);
+  S lanes[kLanes<float>] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+template <Half S>
+inline void store(S* p, VecF v, int64_t n) {
   if (n >= kLanes<float>) return store(p, v);
-  bfloat16 lanes[kLanes<float>];
+  S lanes[kLanes<float>];
   store(lanes, v);
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
@@ -203,7 +258,10 @@ inline void stream(T* p, Vec<T> v, int64_t n) {
   store(p, v);
 #endif
 }
-inline void stream(bfloat16* p, VecF v, int64_t n) { store(p, v, n); }
+template <Half S>
+inline void stream(S* p, VecF v, int64_t n) {
+  store(p, v, n);
+}
 inline void flush_streams() {
 #if defined(__x86_64__)
   _mm_sfence();

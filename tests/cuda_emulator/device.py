@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from rnn_ext import _C, ops, reference, route
+from rnn_ext import _C, ops, reference
 from tests import cuda_emulator
 from tests.subject import LAYERS, Case, named_outputs
 from tests.tolerances import assert_close
@@ -82,7 +82,6 @@ def emulator(emulator_library, monkeypatch):
     monkeypatch.setattr(ops, "_backward_op", emulated.rnn_backward.default)
     for name in ("forward", "backward"):  # the way past the operators, for tensors on the CPU
         monkeypatch.setattr(_C, name, lambda *args: NotImplemented)
-    monkeypatch.setattr(route, "_KERNEL_DTYPES", (*route._KERNEL_DTYPES, torch.float16))
     monkeypatch.delenv("RNN_EXT_CUDA_PLAN", raising=False)
     monkeypatch.delenv("RNN_EXT_CUDA_PRODUCT", raising=False)
     return Emulator(emulator_library, monkeypatch)
