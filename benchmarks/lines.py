@@ -8,6 +8,7 @@ from itertools import groupby
 from operator import attrgetter
 from statistics import geometric_mean, median
 
+from . import bound
 from .contest import CELLS
 from .grids import GRIDS, Point
 from .pairs import Interval, ratio_interval
@@ -54,7 +55,8 @@ class Other:
 class Line:
     """One measured case: medians in milliseconds, shares of the float32 multiply-add peak in 0..1, bytes.
 
-    Shares are None in another dtype, memory in inference or where it was not measured, amx without AMX.
+    Shares and the bound are None in another dtype, the bound with AMX too and where its rates were not measured, memory
+    in inference or where it was not measured, amx without AMX.
     """
 
     grid: str
@@ -69,6 +71,7 @@ class Line:
     ratio: Interval  # torch / rnn_ext
     share: float | None
     torch_share: float | None
+    bound_ms: float | None  # the least that the machine allows
     others: dict[str, Other]
     memory: int | None
     torch_memory: int | None
@@ -84,6 +87,11 @@ class Line:
     def class_name(self) -> str:
         """What torch.nn and rnn_ext call it: RNN, LSTMCell and so on."""
         return CELLS[self.cell].class_name(GRIDS[self.grid])
+
+    @property
+    def bound_ratio(self) -> float | None:
+        """What torch / rnn_ext would be if rnn_ext took no more than the bound."""
+        return self.bound_ms and self.ratio.median * self.fused_ms / self.bound_ms
 
     @property
     def memory_ratio(self) -> float | None:
@@ -102,6 +110,8 @@ def _line(record: dict, peak_gflops: float) -> Line:
     fused, builtin = others.pop("rnn_ext"), others.pop("torch")
     share = record["flops"] / (peak_gflops * 1e9) if record["dtype"] == "float32" else None
     memory = record.get("memory", {})
+    facts = record.get("bound") if share and not record.get("amx_gflops") else None
+    case = record["cell"], record.get("grid", "padded"), Point(*record["point"]), record["mode"]
     return Line(
         grid=record.get("grid", "padded"),
         cell=record["cell"],
@@ -115,6 +125,7 @@ def _line(record: dict, peak_gflops: float) -> Line:
         ratio=ratio_interval(builtin, fused),
         share=share and share / median(fused),
         torch_share=share and share / median(builtin),
+        bound_ms=facts and bound.seconds(*case, facts, peak_gflops) * 1e3,
         others={
             name: Other(median(times) * 1e3, ratio_interval(times, fused)) for name, times in others.items()
         },
@@ -149,6 +160,12 @@ def by_grid(all_lines: Iterable[Line]) -> dict[str, list[Line]]:
     all_lines = list(all_lines)
     found = {name: [line for line in all_lines if line.grid == name] for name in GRIDS}
     return {name: members for name, members in found.items() if members}
+
+
+def mean_bound(members: Iterable[Line]) -> float | None:
+    """Geometric mean of what torch / rnn_ext may reach, over lines with a bound; None if there are none."""
+    ratios = [line.bound_ratio for line in members if line.bound_ratio]
+    return geometric_mean(ratios) if ratios else None
 
 
 def mean_ratio(members: Iterable[Line], other: str | None = None) -> float | None:

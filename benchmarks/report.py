@@ -18,6 +18,10 @@ READING = """\
 Milliseconds are the median of a call; the ratio is the median over interleaved pairs, above 1 where rnn_ext
 is faster; *of peak* is the share of the float32 multiply-add peak that rnn_ext reaches. *MB* are the peak
 memory of a training step beyond weights and input, gradients included."""
+READING_BOUND = """\
+*Bound* is the least time that the rates measured beside a line allow: what Python, PyTorch and autograd ask of any
+call, the products at the multiply-add peak, and where a step has few rows reading W_hh for each of them. The cell,
+what backward needs of forward and waiting count as nothing there, so that *torch / bound* is out of reach."""
 READING_AMX = f"""\
 *AMX GFLOP/s* is what one thread gave beside the pairs in float32 products split into bfloat16 tiles. On some
 machines it jumps between two levels; a pair counts as fast from {lines.AMX_FAST} on."""
@@ -94,6 +98,8 @@ def speed_section(result: dict, name: str, out: Path) -> list[str]:
     """A speed result as paragraphs of Markdown; its charts go into `out`."""
     parts = ["\n".join(machine_lines(result["machine"]) + peak_lines(result)), READING]
     measured = lines.lines(result)
+    if any(line.bound_ms for line in measured):
+        parts.append(READING_BOUND)
     if any(line.amx for line in measured):
         parts.append(READING_AMX)
     if any(line.point.toy for line in measured):

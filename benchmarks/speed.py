@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from . import machine, memory, tables
+from . import bound, machine, memory, tables
 from .contest import CELLS, DTYPES, MODES, Case, Contest, Disagreement
 from .grids import GRIDS, Point
 from .pairs import Rounds, interleave, ratio_interval
@@ -31,6 +31,7 @@ def measure(case: Case, budget: float, steady: machine.Steady, with_memory: bool
     disagreement = contest.disagreement()
     with torch.set_grad_enabled(case.mode == "training"), machine.Neighbours() as neighbours:
         rounds = interleave(contest.functions, budget, None, machine.amx_probe(case.threads), steady)
+        allowed = bound.measure(case) if case.dtype == "float32" else None
     with_memory = with_memory and case.mode == "training" and memory.available()
     return {
         "grid": case.grid,
@@ -43,6 +44,7 @@ def measure(case: Case, budget: float, steady: machine.Steady, with_memory: bool
         "plan": contest.plan,
         "disagreement": disagreement,
         "memory": peaks(contest) if with_memory else {},
+        "bound": allowed,
         "amx_gflops": [rounded(reading) for reading in rounds.probe],
         "neighbours": round(neighbours.share, 3),
         "unsteady": rounds.unsteady,

@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from .contest import threads_text
 from .grids import GRIDS
-from .lines import Line, by_grid, grouped, lines, mean_ratio
+from .lines import Line, by_grid, grouped, lines, mean_bound, mean_ratio
 from .pairs import Interval, median_interval, ratio_interval
 
 DISTURBED = 0.05  # of the machine's CPU time
@@ -84,6 +84,8 @@ def columns(members: list[Line]) -> list[Column]:
     ]
     if any(line.share is not None for line in members):
         found.append(("of peak", lambda line: percent(line.share)))
+    if any(line.bound_ms for line in members):
+        found.append(("torch / bound", lambda line: number(line.bound_ratio)))
     found.append(("pairs", lambda line: line.pairs))
     for name in others_of(members):
         found += other_columns(name)
@@ -127,7 +129,8 @@ def means_table(all_lines: Iterable[Line], style: str) -> str:
     for name in contestants:
         headers.append(f"{NAMES.get(name, name) if name else 'torch'} / rnn_ext")
         headers += ["without toys"] * (name in without_toys)
-    headers += ["least lower bound"] + ["most memory, rnn_ext / torch"] * with_memory
+    bounded = any(line.bound_ms for line in members_of_all)
+    headers += ["torch / bound"] * bounded + ["least lower end"] + ["most memory, rnn_ext / torch"] * with_memory
     body = []
     for title, members in groups:
         least = min(members, key=lambda line: line.ratio.low)
@@ -136,6 +139,8 @@ def means_table(all_lines: Iterable[Line], style: str) -> str:
             row.append(number(mean_ratio(members, name)))
             if name in without_toys:
                 row.append(number(mean_ratio([line for line in members if not line.point.toy], name)))
+        if bounded:
+            row.append(number(mean_bound(members)))
         row.append(f"{number(least.ratio.low)} at {least.shape}")
         if with_memory:
             most = max(members, key=lambda line: line.memory_ratio or 0)

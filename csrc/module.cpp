@@ -39,13 +39,13 @@ py::list available_isas() {
   return names;
 }
 
-template <double (*kRate)(double, int)>
-double checked_rate(double seconds, int threads) {
+template <auto kRate, class... Sizes>
+double checked_rate(double seconds, int threads, Sizes... bytes) {
   if (!(seconds > 0) || threads < 1)
     throw std::invalid_argument("expected seconds > 0 and threads >= 1, got seconds=" + std::to_string(seconds) +
                                 ", threads=" + std::to_string(threads));
   py::gil_scoped_release unlocked;
-  return kRate(seconds, threads);
+  return kRate(seconds, threads, bytes...);
 }
 
 int checked_cell(const std::string& mode) {
@@ -111,7 +111,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("fma_peak", &checked_rate<fma_peak>, py::arg("seconds"), py::arg("threads"),
         "Float32 multiply-add rate of the machine in GFLOP/s, summed over `threads` threads running for `seconds`. "
         "Raises ValueError unless seconds > 0 and threads >= 1.");
+  m.def("read_rate", &checked_rate<read_rate, size_t>, py::arg("seconds"), py::arg("threads"), py::arg("bytes"),
+        "Rate in GB/s, summed likewise, at which threads read `bytes` bytes of memory each, over and over: that of the "
+        "cache in which it stays. Raises as fma_peak does.");
   m.def("amx_rate", &checked_rate<amx_rate>, py::arg("seconds"), py::arg("threads"),
-        "The same for float32 products of ours on AMX tiles, 32 x 256 by 256 x 256; 0 on a machine without AMX. Raises "
+        "The first for float32 products of ours on AMX tiles, 32 x 256 by 256 x 256; 0 on a machine without AMX. Raises "
         "as fma_peak does.");
 }

@@ -135,10 +135,17 @@ def test_the_multiply_add_peak_is_a_positive_rate():
     assert _C.fma_peak(seconds=0.01, threads=2) > 0
 
 
+@pytest.mark.parametrize("size", [0, 100, 1 << 20])
+def test_the_rate_of_reading_is_positive_whatever_the_size(size):
+    assert _C.read_rate(seconds=0.01, threads=2, bytes=size) > 0
+
+
 @pytest.mark.parametrize("seconds, threads", [(0.0, 1), (float("nan"), 1), (0.01, 0)])
-def test_the_multiply_add_peak_refuses_arguments_that_measure_nothing(seconds: float, threads: int):
+def test_the_rates_refuse_arguments_that_measure_nothing(seconds: float, threads: int):
     with pytest.raises(ValueError, match="expected seconds > 0 and threads >= 1"):
         _C.fma_peak(seconds, threads)
+    with pytest.raises(ValueError, match="expected seconds > 0 and threads >= 1"):
+        _C.read_rate(seconds, threads, 1000)
 
 
 # What a failed import says

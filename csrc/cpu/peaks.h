@@ -1,5 +1,6 @@
-// How fast the machine multiplies and adds: the ceiling that benchmarks measure kernels against.
+// How fast the machine multiplies, adds and reads: the ceilings that benchmarks measure kernels against.
 #pragma once
+#include <cstddef>
 
 namespace rnn_ext {
 
@@ -7,7 +8,11 @@ namespace rnn_ext {
 // time, with the best instruction set the machine has (RNN_EXT_ISA does not cap it).
 double fma_peak(double seconds, int threads);
 
-// The same for float32 products on AMX tiles (amx.h), 32 x 256 by 256 x 256; 0 on a machine without them.
+// Rate in GB/s, summed likewise, at which threads read `bytes` bytes of memory each, over and over, rounded down to four
+// vectors but no fewer: that of the cache in which they stay.
+double read_rate(double seconds, int threads, size_t bytes);
+
+// The first for float32 products on AMX tiles (amx.h), 32 x 256 by 256 x 256; 0 on a machine without them.
 double amx_rate(double seconds, int threads);
 
 }  // namespace rnn_ext

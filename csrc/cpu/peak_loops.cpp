@@ -1,4 +1,4 @@
-// The float32 multiply-add loop behind fma_peak; compiled once per instruction set, without standard headers.
+// The loops behind fma_peak and read_rate; compiled once per instruction set, without standard headers.
 
 namespace rnn_ext::RNN_EXT_ISA_NAMESPACE {
 
@@ -30,6 +30,23 @@ double fma_loop(long rounds) {
   volatile float sink = sum[0];
   (void)sink;
   return 2.0 * lanes * chains * static_cast<double>(rounds);
+}
+
+// Reads `count` vectors `rounds` times, in order. Returns the bytes read. Four sums: one would wait for itself.
+double read_loop(const void* memory, long count, long rounds) {
+  constexpr int sums = 4;
+  const Vector* const vectors = static_cast<const Vector*>(memory);
+  Vector sum[sums] = {};
+  for (long round = 0; round < rounds; ++round)
+    for (long i = 0; i + sums <= count; i += sums) {
+#pragma GCC unroll 4
+      for (int k = 0; k < sums; ++k) sum[k] += vectors[i + k];
+    }
+  Vector all{};
+  for (int k = 0; k < sums; ++k) all += sum[k];
+  volatile float sink = all[0];
+  (void)sink;
+  return static_cast<double>(count / sums * sums) * vector_bytes * static_cast<double>(rounds);
 }
 
 }  // namespace rnn_ext::RNN_EXT_ISA_NAMESPACE
