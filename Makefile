@@ -54,8 +54,11 @@ check-all: $(VENV)/built lint
 	$(MAKE) arm
 
 # A copy, so that the ordinary library stays as it is and cannot be the one that is tested. Its AMX tiles are emulated:
-# the machine may have none, and a sanitizer does not see what a tile instruction reads and writes.
-SANITIZED := RNN_EXT_SANITIZE=ON RNN_EXT_EMULATE_TILES=ON
+# the machine may have none, and a sanitizer does not see what a tile instruction reads and writes. Of the kernels only
+# those that this machine will run are sanitized, for that takes longest to compile.
+SANITIZED_ISA = $(shell $(BIN)/python -c 'import os; from rnn_ext import _C; \
+  print(os.environ.get("RNN_EXT_ISA") or ("amx" if _C.multiplies_bfloat16() else _C.isa()))')
+SANITIZED = RNN_EXT_SANITIZE=$(SANITIZED_ISA) RNN_EXT_EMULATE_TILES=ON
 asan: $(VENV)/built
 	mkdir -p build/asan
 	cd build/asan && rm -rf $(COPIED)
@@ -92,8 +95,9 @@ ARM_CXX ?= aarch64-linux-gnu-g++
 arm: $(VENV)/built
 	@if command -v $(ARM_CXX) >/dev/null; then \
 	  torch=$$($(BIN)/python -c "import torch; print(torch.__path__[0])"); set -ex; \
-	  for source in $(filter-out csrc/module.cpp csrc/direct.cpp csrc/cuda/%,$(filter %.cpp,$(SOURCES))); do \
+	  for source in $(filter-out csrc/module.cpp csrc/direct.cpp csrc/cpu/amx_loop.cpp csrc/cuda/%,$(filter %.cpp,$(SOURCES))); do \
 	    $(ARM_CXX) -std=c++20 -O3 -ffp-contract=off -fPIC -Wall -Wextra -DRNN_EXT_ISA_NAMESPACE=isa_baseline \
+	      -DRNN_EXT_STORAGE=float16 \
 	      -DTORCH_TARGET_VERSION=0x020a000000000000 -isystem $$torch/include -c -o /dev/null $$source; done; \
 	else echo "arm: not checked, there is no $(ARM_CXX)"; fi
 

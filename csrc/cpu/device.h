@@ -13,14 +13,14 @@ namespace rnn_ext {
 
 inline const KernelTable& kernel_table() {
 #if defined(__x86_64__)
-  static const KernelTable& best = active() == Isa::amx      ? isa_amx::table()
-                                   : active() == Isa::avx512 ? isa_avx512::table()
-                                   : active() == Isa::avx2   ? isa_avx2::table()
-                                                             : isa_baseline::table();
-  return best;
+  static const KernelTable best = active() == Isa::amx      ? isa_amx::table()
+                                  : active() == Isa::avx512 ? isa_avx512::table()
+                                  : active() == Isa::avx2   ? isa_avx2::table()
+                                                            : isa_baseline::table();
 #else
-  return isa_baseline::table();
+  static const KernelTable best = isa_baseline::table();
 #endif
+  return best;
 }
 
 // Packed weights that outlive a call, of one layer or cell: rnn_ext/frozen.py. Calls of several threads share them.
@@ -88,7 +88,7 @@ struct Cpu {
   static constexpr size_t kSmallWorkspace = 64 * 1024;
 
   static const Kernel& kernel(const Call& call) {
-    return kernel_table().kernel[call.cell][call.dtype];
+    return kernel_table().of_cells[call.dtype][call.cell];
   }
   static Plan plan(const Call& call, bool batch_invariant, bool frozen) {
     return make_plan(call.seq, call.shape, call.facts().gates, DType(call.dtype),

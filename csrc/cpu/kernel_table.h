@@ -1,4 +1,4 @@
-// The kernels of every instruction set.
+// The kernels of every instruction set and storage type, each of which is a file of its own (kernels.cpp).
 #pragma once
 #include "../cells/cell.h"
 #include "../params.h"
@@ -7,20 +7,23 @@
 namespace rnn_ext {
 
 struct KernelTable {
-  Kernel kernel[int(CellKind::count)][int(DType::count)];
+  const Kernel* of_cells[int(DType::count)];  // [cells], by storage type
 };
 
-namespace isa_baseline {
-const KernelTable& table();
-}
-namespace isa_avx2 {
-const KernelTable& table();
-}
-namespace isa_avx512 {
-const KernelTable& table();
-}
-namespace isa_amx {
-const KernelTable& table();
-}
+#define RNN_EXT_TABLE(isa)                                                                          \
+  namespace isa {                                                                                   \
+  const Kernel* kernels_of_float();                                                                 \
+  const Kernel* kernels_of_double();                                                                \
+  const Kernel* kernels_of_bfloat16();                                                              \
+  const Kernel* kernels_of_float16();                                                               \
+  inline KernelTable table() {                                                                      \
+    return {{kernels_of_float(), kernels_of_double(), kernels_of_bfloat16(), kernels_of_float16()}}; \
+  }                                                                                                 \
+  }
+RNN_EXT_TABLE(isa_baseline)
+RNN_EXT_TABLE(isa_avx2)
+RNN_EXT_TABLE(isa_avx512)
+RNN_EXT_TABLE(isa_amx)
+#undef RNN_EXT_TABLE
 
 }  // namespace rnn_ext

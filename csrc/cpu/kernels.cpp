@@ -1,6 +1,7 @@
-// All kernels of one instruction set; compiled once for each with its flags and its namespace. Includes neither
-// torch nor standard containers: of an inline function shared with other files the linker keeps one copy, and that
-// might be the one with instructions that the machine lacks.
+// All kernels of one instruction set and storage type; compiled once for each, with its flags, its namespace and
+// RNN_EXT_STORAGE = float, double, bfloat16, float16. Includes neither torch nor standard containers: of an inline
+// function shared with other files the linker keeps one copy, and that might be the one with instructions that the
+// machine lacks.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // both: GCC 12 about its own intrinsics
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include <stddef.h>
@@ -11,7 +12,8 @@
 #include <arm_neon.h>
 #endif
 
-#include "kernel_table.h"
+#include "../cells/cell.h"
+#include "../params.h"
 #include "team.h"
 
 namespace rnn_ext::RNN_EXT_ISA_NAMESPACE {
@@ -93,31 +95,16 @@ constexpr Kernel kernel_of() {
 
 }  // namespace
 
-#if defined(__AMX_BF16__)
-double amx_loop(long rounds) {
-  constexpr int64_t M = 32, N = 256;
-  alignas(64) static uint16_t rows[SplitRows<3>::bytes(M, N) / 2 + TilePanels<3>::bytes(N, N) / 2];  // zeros
-  const TileUse use;
-  const auto A = SplitRows<3>::of(rows, N);
-  const auto B = TilePanels<3>::of(rows + SplitRows<3>::bytes(M, N) / 2, N, N);
-  alignas(64) float C[M * N];
-  for (long round = 0; round < rounds; ++round) product(C, N, A, M, B, Range{0, N}, Into::assign);
-  volatile float sink = C[0];
-  (void)sink;
-  return 2. * M * N * N * double(rounds);
-}
-#endif
+#define RNN_EXT_JOIN(a, b) a##b
+#define RNN_EXT_KERNELS_OF(storage) RNN_EXT_JOIN(kernels_of_, storage)
 
-const KernelTable& table() {
-  static constexpr KernelTable all = {
-      {
-#define RNN_EXT_KERNELS(name, type) \
-  {kernel_of<type, float>(), kernel_of<type, double>(), kernel_of<type, bfloat16>(), kernel_of<type, float16>()},
-          RNN_EXT_CELLS(RNN_EXT_KERNELS)
-#undef RNN_EXT_KERNELS
-      },
+const Kernel* RNN_EXT_KERNELS_OF(RNN_EXT_STORAGE)() {
+  static constexpr Kernel kernels[] = {
+#define RNN_EXT_KERNEL(name, type) kernel_of<type, RNN_EXT_STORAGE>(),
+      RNN_EXT_CELLS(RNN_EXT_KERNEL)
+#undef RNN_EXT_KERNEL
   };
-  return all;
+  return kernels;
 }
 
 }  // namespace rnn_ext::RNN_EXT_ISA_NAMESPACE

@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
-SANITIZED = os.environ.get("RNN_EXT_SANITIZE", "OFF") == "ON"
+SANITIZED = os.environ.get("RNN_EXT_SANITIZE", "OFF") != "OFF"
 
 
 def compiled(source: Path, flags: list[str]) -> Path:
