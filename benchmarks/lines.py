@@ -55,8 +55,8 @@ class Other:
 class Line:
     """One measured case: medians in milliseconds, shares of the float32 multiply-add peak in 0..1, bytes.
 
-    Shares and the bound are None in another dtype, the bound with AMX too and where its rates were not measured, memory
-    in inference or where it was not measured, amx without AMX.
+    Shares and the bound are None in another dtype; the bound with AMX too, for a loop of cells, and where its rates
+    were not measured; memory in inference or where it was not measured; amx without AMX.
     """
 
     grid: str
@@ -110,8 +110,9 @@ def _line(record: dict, peak_gflops: float) -> Line:
     fused, builtin = others.pop("rnn_ext"), others.pop("torch")
     share = record["flops"] / (peak_gflops * 1e9) if record["dtype"] == "float32" else None
     memory = record.get("memory", {})
-    facts = record.get("bound") if share and not record.get("amx_gflops") else None
     case = record["cell"], record.get("grid", "padded"), Point(*record["point"]), record["mode"]
+    one_call = GRIDS[case[1]].call != "steps"  # what a call costs is known, not what each of many in a loop does
+    facts = record.get("bound") if share and one_call and not record.get("amx_gflops") else None
     return Line(
         grid=record.get("grid", "padded"),
         cell=record["cell"],

@@ -64,8 +64,12 @@ def test_a_line_tells_what_its_ratio_could_be():
     assert "| 12.0 |" in " ".join(tables.means_table([line], "pipe").split())
 
 
-@pytest.mark.parametrize("fields", [{}, {"dtype": "bfloat16"}, {"amx_gflops": [300.0] * 7}], ids=["old", "half", "AMX"])
-def test_without_its_facts_for_another_dtype_and_with_AMX_there_is_no_bound(fields):
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"dtype": "bfloat16"}, {"amx_gflops": [300.0] * 7}, {"grid": "steps"}],
+    ids=["old", "half", "AMX", "loop"],
+)
+def test_without_its_facts_for_another_dtype_with_AMX_and_for_a_loop_of_cells_there_is_no_bound(fields):
     facts = {} if not fields else {"bound": FREE}
     line = only_line(record(ONE, "inference", 3.0, **fields, **facts))
     assert line.bound_ms is None and line.bound_ratio is None
