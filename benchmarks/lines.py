@@ -110,14 +110,14 @@ def _line(record: dict, peak_gflops: float) -> Line:
     fused, builtin = others.pop("rnn_ext"), others.pop("torch")
     share = record["flops"] / (peak_gflops * 1e9) if record["dtype"] == "float32" else None
     memory = record.get("memory", {})
-    case = record["cell"], record.get("grid", "padded"), Point(*record["point"]), record["mode"]
-    one_call = GRIDS[case[1]].call != "steps"  # what a call costs is known, not what each of many in a loop does
+    cell, grid, point, mode = record["cell"], record.get("grid", "padded"), Point(*record["point"]), record["mode"]
+    one_call = GRIDS[grid].call != "steps"  # what a call costs is known, not what each of many in a loop does
     facts = record.get("bound") if share and one_call and not record.get("amx_gflops") else None
     return Line(
-        grid=record.get("grid", "padded"),
-        cell=record["cell"],
-        point=Point(*record["point"]),
-        mode=record["mode"],
+        grid=grid,
+        cell=cell,
+        point=point,
+        mode=mode,
         threads=record["threads"],
         dtype=record["dtype"],
         plan=record["plan"]["plan"] or record["plan"]["path"],
@@ -126,7 +126,7 @@ def _line(record: dict, peak_gflops: float) -> Line:
         ratio=ratio_interval(builtin, fused),
         share=share and share / median(fused),
         torch_share=share and share / median(builtin),
-        bound_ms=facts and bound.seconds(*case, facts, peak_gflops) * 1e3,
+        bound_ms=facts and bound.seconds(cell, grid, point, mode, facts, peak_gflops) * 1e3,
         others={
             name: Other(median(times) * 1e3, ratio_interval(times, fused)) for name, times in others.items()
         },
