@@ -83,7 +83,7 @@ def test_a_projection_is_not_split_by_hidden_units(layer):
 @each_layer
 def test_one_sequence_is_split_by_hidden_units_sooner_than_two(layer):
     torch.set_num_threads(2)
-    module = layer.make_ours(64, 128)
+    module = layer.make_ours(64, 192)
     plans = [rnn_ext.explain(module, torch.randn(100, batch, 64)).plan for batch in (1, 2)]
     two = "pipeline" if layer.ours is rnn_ext.RNN else "hidden split"
     assert plans == (["pipeline"] * 2 if layer.projected else ["hidden split", two])

@@ -24,9 +24,9 @@ class Backward {
     char* piece;  // [workers, piece_size]: a panel of a weight that is packed where it is used
     Gradients da[2];  // [rows of a chunk, C, Hk]: gradients of the pre-activations, of this chunk and of the one before;
                       // where h_t is projected, dh_t [P] ends each row
-    T* dh;        // [B, Hp]: gradient of the cell's output
+    T* dh;        // [B, Hp]: gradient of the cell's output (Own)
     T* dh_t;      // [B, Pp]: and of its projection
-    T* carry;     // [B, Hp]: what the cell hands from step to step beside da
+    T* carry;     // [B, Hp]: what the cell hands from step to step beside da (Own)
   };
 
  public:
@@ -41,7 +41,6 @@ class Backward {
     chunk_rows = smaller(args.plan.backward_steps, args.seq.T) * args.seq.B;
     width = C * Hk + (args.shape.projected ? Gradients::width(P) : 0);
     ldp = padded_stride<T>(round_up(P, kLane));
-    ldh = padded_stride<T>(Hp);
     const bool ih_lies = (!args.dx || whole_panels(s.I)) && (s.L == 1 || whole_panels(s.D * P));
     const bool hh_lies = whole_panels(P) && (!s.projected || whole_panels(H));
     piece_size = (packs_ih() || ih_lies) && (packed() || hh_lies) ? 0 : W::piece_bytes(H);
@@ -59,9 +58,10 @@ class Backward {
       const auto rows = [&] { return Gradients::of(w.take<char>(Gradients::bytes(chunk_rows, width)), width); };
       z.da[0] = rows();
       z.da[1] = Chunks{args.seq.T, args.plan.backward_steps}.count() > 1 ? rows() : z.da[0];
-      z.dh = w.take<T>(args.seq.B * ldh);
+      const int64_t own_size = Own<T>::size(args.seq.B, 1, Hp, args.plan.split == Split::hidden ? args.plan.threads : 1);
+      z.dh = w.take<T>(own_size);
       z.dh_t = w.take<T>(s.projected ? args.seq.B * ldp : 0);
-      z.carry = w.take<T>(Cell::carry != Carry::none ? args.seq.B * ldh : 0);
+      z.carry = w.take<T>(Cell::carry != Carry::none ? own_size : 0);
     }
     weight_gradients.take(w, chunk_rows, width);
     sums = w.take_shared<T>(s.D > 1 ? args.plan.threads * chunk_rows * Product::kWidth : 0);
@@ -88,14 +88,16 @@ class Backward {
     const bool by_unit = args.plan.split == Split::hidden;
     const Part sequences = by_unit ? Part{0, 1, args.seq.B} : sequences_of<Product>(team, args.seq);
     const Range mine = by_unit ? team.part(H, Product::kUnit) : Range{0, H};
+    const Own<T> dh(z.dh, args.seq.B, 1, mine, team), carry(z.carry, args.seq.B, 1, mine, team);
     const Gradients here = z.da[c.index % 2];
     const int64_t first = layer.rows(d, c).begin;
     for (int64_t s = steps.end - 1; s >= steps.begin; --s) {
-      step(layer, d, s, here.at(layer.first_row(d, s) - first), da_of(layer, d, s + 1, c), sequences, mine, team);
+      step(layer, d, s, here.at(layer.first_row(d, s) - first), da_of(layer, d, s + 1, c), dh, carry, sequences, mine,
+           team);
       if (by_unit) team.wait();
     }
     if (steps.begin == 0)
-      initial_gradients(layer, d, da_of(layer, d, 0, c), {0, layer.active(d, 0)}, sequences, mine, team);
+      initial_gradients(layer, d, da_of(layer, d, 0, c), {0, layer.active(d, 0)}, carry, sequences, mine, team);
   }
 
   // Gradient of the layer's input from the da of some steps of chunk c. Of two directions each adds its whole sum at
@@ -212,15 +214,15 @@ class Backward {
     return direction[d].da[home.index % 2].at(layer.first_row(d, s) - layer.rows(d, home).begin);
   }
 
-  void step(const L& layer, int64_t d, int64_t s, const Gradients& da, const Gradients& da_next,
-            const Part& sequences, Range units, const Team& team) {
+  void step(const L& layer, int64_t d, int64_t s, const Gradients& da, const Gradients& da_next, const Own<T>& dh,
+            const Own<T>& carry, const Part& sequences, Range units, const Team& team) {
     const Direction& z = direction[d];
     const int64_t active = layer.active(d, s), next = layer.active(d, s + 1);
     const int64_t row = layer.first_row(d, s), ld = layer.outputs();
     const int64_t rows = sequences.count(active), going_on = sequences.count(next);  // these have a later step
     const int64_t b = sequences.first, every = sequences.step;
     // Sequences that began at step s + 1 have nothing before it but h_0.
-    if (next > active) initial_gradients(layer, d, da_next, {active, next}, sequences, units, team);
+    if (next > active) initial_gradients(layer, d, da_next, {active, next}, carry, sequences, units, team);
     if (rows == 0) return;
 
     const bool last_layer = layer.l == args.shape.L - 1;
@@ -254,53 +256,52 @@ class Backward {
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = 0, b = sequences[i]; j < P; j += kLane)
           da.write(b, C * Hk + j, load(z.dh_t + b * ldp + j, P - j));
-      multiply(z.dh + b * ldh, every * ldh, da.at(b, C * Hk).every(every), rows, W_hr(layer, d), units, Into::assign,
+      multiply(dh.at + b * dh.row, every * dh.row, da.at(b, C * Hk).every(every), rows, W_hr(layer, d), units, Into::assign,
                z, team, packed());
     }
     const Groups<Product> groups{units, going_on == 1 ? Product::kSingle : 1};
     for (int64_t i = 0, count = groups.count(); i < count; ++i) {
       // To and fro: what the last step used last of W_hh is still in the cache.
       const Range group = groups[s % 2 == 1 ? count - 1 - i : i];
-      if (!projected) output_gradient(z.dh, ldh, group);
-      update(layer, d, row, da, sequences, rows, next, group.begin, group.end);
+      if (!projected) output_gradient(dh.at, dh.row, group);
+      update(layer, d, row, da, dh, carry, sequences, rows, next, group.begin, group.end);
     }
   }
 
   // The cell: da of the first `rows` of a worker's sequences, and of some units, from dh. The sequences before `next` have
   // a later step. All that it needs is in variables of its own, or else it would be read again after every store.
-  __attribute__((flatten)) void update(const L& layer, int64_t d, int64_t row, Gradients da, const Part& sequences,
-                                       int64_t rows, int64_t next, int64_t begin, int64_t end) const {
+  __attribute__((flatten)) void update(const L& layer, int64_t d, int64_t row, Gradients da, Own<T> dh_t, Own<T> carries,
+                                       const Part& sequences, int64_t rows, int64_t next, int64_t begin,
+                                       int64_t end) const {
     const bool projected = args.shape.projected;
-    const int64_t H = this->H, Hk = this->Hk, ldh = this->ldh, ldt = (Cell::tape + projected) * H;
+    const int64_t H = this->H, Hk = this->Hk, ldt = (Cell::tape + projected) * H;
     const S* const tape = layer.tape(static_cast<const S*>(args.tape), d, row, Cell::tape + projected);
     const S* const out = projected ? tape + Cell::tape * H : output(layer.l) + row * layer.outputs() + d * P;
     const int64_t ld_out = projected ? ldt : layer.outputs();
     const S* const dc_n = layer.state(static_cast<const S*>(args.dc_n), d, 0, H);
-    const T* const dh_t = direction[d].dh;
-    T* const carries = direction[d].carry;
     in_packs<T, kTogether<Cell>>(sequences, rows, begin, end, [&](auto at) {
       constexpr int N = at.vectors;
       using V = Pack<T, N>;
-      V kept[Cell::tape + 1 /* never none */], da_t[C], dh = load_pack(at, dh_t, ldh), carry{};
+      V kept[Cell::tape + 1 /* never none */], da_t[C], dh = load_pack(at, dh_t.at, dh_t.row), carry{};
       for (int i = 0; i < Cell::tape; ++i) kept[i] = load_pack(at, tape + i * H, ldt);
       if constexpr (Cell::carry != Carry::none)
         carry = pack_of<T, N>([&](int v) {
           const int64_t b = at.row(v), j = at.unit(v);
-          return b < next ? load(carries + b * ldh + j) : dc_n ? load(dc_n + b * H + j, at.left(v)) : Vec<T>{};
+          return b < next ? load(carries.at + b * carries.row + j) : dc_n ? load(dc_n + b * H + j, at.left(v)) : Vec<T>{};
         });
       if constexpr (Cell::carry == Carry::hidden) dh = dh + carry;
       Cell::backward(kept, load_pack(at, out, ld_out), dh, carry, da_t);
       for_vectors_of<N>([&](int v) {
         const int64_t b = at.row(v), j = at.unit(v);
-        if constexpr (Cell::carry != Carry::none) store(carries + b * ldh + j, carry.v[v]);
+        if constexpr (Cell::carry != Carry::none) store(carries.at + b * carries.row + j, carry.v[v]);
         for (int i = 0; i < C; ++i) da.write(b, i * Hk + j, da_t[i].v[v]);
       });
     });
   }
 
   // Gradients of the initial states of the sequences in `which` that are this worker's; da is that of their first step.
-  void initial_gradients(const L& layer, int64_t d, const Gradients& da, Range which, const Part& sequences,
-                         Range units, const Team& team) {
+  void initial_gradients(const L& layer, int64_t d, const Gradients& da, Range which, const Own<T>& carries,
+                         const Part& sequences, Range units, const Team& team) {
     const Part rows = sequences.from(which.begin);
     const int64_t count = rows.count(which.end), first = rows.first, every = rows.step;
     if (count == 0) return;
@@ -313,7 +314,7 @@ class Backward {
     if (Cell::carry == Carry::none || !target) return;
     for (int64_t i = 0; i < count; ++i)
       for (int64_t j = units.begin; j < units.end; j += kLane) {
-        const Vec<T> carry = load(direction[d].carry + rows[i] * ldh + j);
+        const Vec<T> carry = load(carries.at + rows[i] * carries.row + j);
         T* p = target + i * every * H + j;
         store(p, Cell::carry == Carry::cell ? carry : load(p, H - j) + carry, H - j);
       }
@@ -321,7 +322,7 @@ class Backward {
 
   const BackwardArgs& args;
   const int64_t H, P, Hp, Hk;  // Hp, Hk: units in vectors, and as a product's operand
-  int64_t width, ldh, ldp, chunk_rows, piece_size;
+  int64_t width, ldp, chunk_rows, piece_size;
   WeightGradients<Cell, S, Product> weight_gradients;
   size_t bytes;
   Direction direction[2];

@@ -17,9 +17,9 @@ class Forward {
   static constexpr int64_t kStreamedOutput = 4 * 1024 * 1024, kStreamedTape = 6 * 1024 * 1024;
 
   struct Direction {
-    T* a[2];      // [rows of a chunk, C, Hp]: pre-activations, of this chunk and of the next one
+    T* a[2];      // [rows of a chunk, C, Hp]: pre-activations, of this chunk and of the next one (Own)
     States h[2];  // [B, P]: states before and after a step
-    T* c;         // [B, Hp]: cell state
+    T* c;         // [B, Hp]: cell state (Own)
     Unrounded out;  // [B, H]: output of the cell before the projection
     T* projected;  // [B, Pp]: and behind it
     char* input;  // [workers, input_rows, I]: the input where it does not lie as the product needs it
@@ -38,9 +38,7 @@ class Forward {
         weights(args, workspace, workers(), set) {
     const Shape& s = args.shape;
     chunk_rows = smaller(args.plan.forward_steps, args.seq.T) * args.seq.B;
-    lda = padded_stride<T>(C * Hp);
     ldh = padded_stride<T>(round_up(P, kLane));
-    ldc = padded_stride<T>(Hp);
     input_rows = smaller(chunk_rows, Product::kInputRows);
     input_bytes = copies_inputs() ? round_up(States::bytes(input_rows, widest_input(s)), 64) : 0;
     const int64_t row_bytes = args.seq.R * s.D * int64_t(sizeof(S));
@@ -50,10 +48,10 @@ class Forward {
     Workspace& w = workspace;
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];
-      z.a[0] = w.take<T>(chunk_rows * lda);
-      z.a[1] = ahead ? w.take<T>(chunk_rows * lda) : z.a[0];
+      z.a[0] = w.take<T>(own_size(chunk_rows, C));
+      z.a[1] = ahead ? w.take<T>(own_size(chunk_rows, C)) : z.a[0];
       for (States& h : z.h) h = States::of(w.take<char>(States::bytes(args.seq.B, P)), P);
-      z.c = w.take<T>(kHasCell ? args.seq.B * ldc : 0);
+      z.c = w.take<T>(kHasCell ? own_size(args.seq.B, 1) : 0);
       z.out = Unrounded::of(w.take<char>(s.projected ? Unrounded::bytes(args.seq.B, H) : 0), H);
       z.projected = w.take<T>(s.projected ? args.seq.B * ldh : 0);
       z.input = w.take<char>(workers() * input_bytes);
@@ -86,18 +84,20 @@ class Forward {
       const Range all = layer.rows(d, c);
       const bool by_unit = args.plan.split == Split::hidden;  // a worker then keeps its part of W_ih in its own cache
       const Range mine = by_unit ? Range{0, all.size()} : team.part(all.size(), Product::kRowUnit);
-      const Range units = by_unit ? team.part(H, weights.unit()) : Range{0, H};
+      const Roles roles(team, args.plan, args.shape.D);
+      const Range units = by_unit ? roles.units(d, H, weights.unit()) : Range{0, H};
       if (units.size() == 0) continue;
+      const Own<T> all_a(z.a[c.index % 2], chunk_rows, C, units, roles.loop);
       for (int64_t begin = mine.begin; begin < mine.end; begin += Product::kInputRows) {
         const Range rows{begin, begin + smaller(Product::kInputRows, mine.end - begin)};
-        T* a = z.a[c.index % 2] + rows.begin * lda;
+        const Own<T> a = all_a.from(rows.begin);
         for (int64_t r = 0; r < rows.size(); ++r)
           for (int i = weights.packed() ? G : 0; i < C; ++i)  // the columns that the products do not begin
             for (int64_t j = units.begin; j < units.end; j += kLane)
-              store(a + r * lda + i * Hp + j, load(weights.bias(d, i) + j));
+              store(a.at + r * a.row + i * a.column + j, load(weights.bias(d, i) + j));
         const States x = input(layer, z, {all.begin + rows.begin, all.begin + rows.end}, team);
         for (int g = 0; g < G; ++g)
-          weights.multiply(a + g * Hp, lda, x, rows.size(), weights.W_ih(layer, d, g), units,
+          weights.multiply(a.at + g * a.column, a.row, x, rows.size(), weights.W_ih(layer, d, g), units,
                            weights.packed() ? Into::assign : Into::add, d, team, weights.bias(d, g));
       }
     }
@@ -110,18 +110,19 @@ class Forward {
     const Part sequences = by_unit ? Part{0, 1, args.seq.B} : sequences_of<Product>(team, args.seq);
     const Range mine = by_unit ? team.part(H, weights.unit()) : Range{0, H};
     const int64_t first = layer.rows(d, c).begin;
+    const Own<T> a(z.a[c.index % 2], chunk_rows, C, mine, team), cells(z.c, args.seq.B, 1, mine, team);
     if (c.begin == 0) {
-      begin(layer, d, {0, layer.active(d, 0)}, z.h[0], sequences, mine);
+      begin(layer, d, {0, layer.active(d, 0)}, z.h[0], cells, sequences, mine);
       if (by_unit) team.wait();
     }
     for (int64_t s = c.begin; s < c.end; ++s) {
       const int64_t row = layer.first_row(d, s);
       const int64_t active = layer.active(d, s), next = layer.active(d, s + 1);
-      T* a = z.a[c.index % 2] + (row - first) * lda;
-      step(layer, d, row, a, z.h[s % 2], z.h[(s + 1) % 2], sequences, active, mine, s % 2 == 1, team);
+      step(layer, d, row, a.from(row - first), cells, z.h[s % 2], z.h[(s + 1) % 2], sequences, active, mine, s % 2 == 1,
+           team);
       if (args.shape.projected) step_projection(layer, d, row, z.h[(s + 1) % 2], sequences, active, team);
-      finish(layer, d, {next, active}, z.h[(s + 1) % 2], sequences, mine);
-      begin(layer, d, {active, next}, z.h[(s + 1) % 2], sequences, mine);
+      finish(layer, d, {next, active}, z.h[(s + 1) % 2], cells, sequences, mine);
+      begin(layer, d, {active, next}, z.h[(s + 1) % 2], cells, sequences, mine);
       if (by_unit) team.wait();
     }
     flush_streams();
@@ -129,6 +130,10 @@ class Forward {
 
  private:
   int64_t workers() const { return by_layer ? 1 : args.plan.threads; }  // that use a set of buffers
+
+  int64_t own_size(int64_t rows, int64_t columns) const {
+    return Own<T>::size(rows, columns, Hp, args.plan.split == Split::hidden ? workers() : 1);
+  }
 
   S* output(int64_t l) const {  // [R, D*P]
     if (l == args.shape.L - 1) return static_cast<S*>(args.y);
@@ -172,8 +177,8 @@ class Forward {
   }
 
   // Step of a worker's active sequences and some units; `row` is that of sequence 0.
-  void step(const L& layer, int64_t d, int64_t row, T* a, const States& h, const States& h_next, const Part& sequences,
-            int64_t active, Range units, bool backwards, const Team& team) {
+  void step(const L& layer, int64_t d, int64_t row, const Own<T>& a, const Own<T>& cells, const States& h, const States& h_next,
+            const Part& sequences, int64_t active, Range units, bool backwards, const Team& team) {
     const int64_t rows = sequences.count(active), b = sequences.first, every = sequences.step;
     if (rows == 0) return;
     const Groups<Product> groups{units, rows == 1 ? Product::kSingle : 1};
@@ -182,37 +187,36 @@ class Forward {
       const Range group = groups[backwards ? count - 1 - i : i];
       for (int turn = 0; turn < G; ++turn) {
         const int g = backwards ? G - 1 - turn : turn;
-        T* sum = a + b * lda + Cell::hidden_column(g) * Hp;
-        weights.multiply(sum, every * lda, h.at(b).every(every), rows, weights.W_hh(layer, d, g), group, Into::add, d,
+        T* sum = a.at + b * a.row + Cell::hidden_column(g) * a.column;
+        weights.multiply(sum, every * a.row, h.at(b).every(every), rows, weights.W_hh(layer, d, g), group, Into::add, d,
                          team);
       }
-      update(layer, d, row, a, h, h_next, sequences, rows, group.begin, group.end);
+      update(layer, d, row, a, cells, h, h_next, sequences, rows, group.begin, group.end);
     }
   }
 
   // The cell: h_t of the first `rows` of a worker's sequences, and of some units, from their pre-activations. All that it
   // needs is in variables of its own, or else it would be read again after every store.
-  __attribute__((flatten)) void update(const L& layer, int64_t d, int64_t row, const T* a, States h, States h_next,
+  __attribute__((flatten)) void update(const L& layer, int64_t d, int64_t row, Own<T> a, Own<T> cells, States h, States h_next,
                                        const Part& sequences, int64_t rows, int64_t begin, int64_t end) const {
     const bool projected = args.shape.projected, streams_y = this->streams_y, streams_tape = this->streams_tape;
-    const int64_t H = this->H, Hp = this->Hp, lda = this->lda, ldc = this->ldc, ldy = layer.outputs();
+    const int64_t H = this->H, ldy = layer.outputs();
     const int64_t ldt = (Cell::tape + projected) * H;
     S* const y = output(layer.l) + row * ldy + d * P;
     S* const tape = layer.tape(static_cast<S*>(args.tape), d, row, Cell::tape + projected);
-    T* const c_t = direction[d].c;
     const Unrounded out_t = direction[d].out;
     in_packs<T, kTogether<Cell>>(sequences, rows, begin, end, [&](auto at) {
       constexpr int N = at.vectors;
       using V = Pack<T, N>;
       V in[C], kept[Cell::tape + 1 /* never none */], h_before{}, c{};
-      for (int i = 0; i < C; ++i) in[i] = load_pack(at, a + i * Hp, lda);
-      if constexpr (kHasCell) c = load_pack(at, c_t, ldc);
+      for (int i = 0; i < C; ++i) in[i] = load_pack(at, a.at + i * a.column, a.row);
+      if constexpr (kHasCell) c = load_pack(at, cells.at, cells.row);
       if constexpr (Cell::carry == Carry::hidden)
         h_before = pack_of<T, N>([&](int v) { return h.read(at.row(v), at.unit(v)); });
       const V out = Cell::forward(in, h_before, c, kept);
       for_vectors_of<N>([&](int v) {
         const int64_t b = at.row(v), j = at.unit(v), left = at.left(v);
-        if constexpr (kHasCell) store(c_t + b * ldc + j, c.v[v]);
+        if constexpr (kHasCell) store(cells.at + b * cells.row + j, c.v[v]);
         if (projected) {
           out_t.write(b, j, out.v[v]);
         } else {
@@ -255,7 +259,8 @@ class Forward {
   }
 
   // The initial state of the sequences in `which` that are this worker's.
-  void begin(const L& layer, int64_t d, Range which, const States& h, const Part& sequences, Range units) {
+  void begin(const L& layer, int64_t d, Range which, const States& h, const Own<T>& cells, const Part& sequences,
+             Range units) {
     for_vectors(which, sequences, units, P, [&](int64_t b, int64_t j) {
       const S* h_0 = layer.h_0(d, b);
       h.write(b, j, h_0 ? load(h_0 + j, P - j) : Vec<T>{});
@@ -263,18 +268,19 @@ class Forward {
     if constexpr (kHasCell)
       for_vectors(which, sequences, units, H, [&](int64_t b, int64_t j) {
         const S* c_0 = layer.state(static_cast<const S*>(args.c_0), d, b, H);
-        store(direction[d].c + b * ldc + j, c_0 ? load(c_0 + j, H - j) : Vec<T>{});
+        store(cells.at + b * cells.row + j, c_0 ? load(c_0 + j, H - j) : Vec<T>{});
       });
   }
 
   // The sequences in `which` have had their last step: their state is the final one.
-  void finish(const L& layer, int64_t d, Range which, const States& h, const Part& sequences, Range units) {
+  void finish(const L& layer, int64_t d, Range which, const States& h, const Own<T>& cells, const Part& sequences,
+              Range units) {
     for_vectors(which, sequences, units, P, [&](int64_t b, int64_t j) {
       store(layer.state(static_cast<S*>(args.h_n), d, b, P) + j, h.read(b, j), P - j);
     });
     if constexpr (kHasCell)
       for_vectors(which, sequences, units, H, [&](int64_t b, int64_t j) {
-        store(layer.state(static_cast<S*>(args.c_n), d, b, H) + j, load(direction[d].c + b * ldc + j), H - j);
+        store(layer.state(static_cast<S*>(args.c_n), d, b, H) + j, load(cells.at + b * cells.row + j), H - j);
       });
   }
 
@@ -292,7 +298,7 @@ class Forward {
   const bool by_layer;  // one worker is on a layer, a chunk at a time
   Workspace workspace;
   ForwardWeights<Cell, S, Product> weights;
-  int64_t lda, ldh, ldc, chunk_rows, input_rows, input_bytes;
+  int64_t ldh, chunk_rows, input_rows, input_bytes;
   bool streams_y, streams_tape;
   Direction direction[2];
   Progress* progress;

@@ -114,9 +114,10 @@ class ForwardWeights {
     if (!packed()) return;
     for (int g = 0; g < G; ++g) {
       const bool by_unit = args.plan.split == Split::hidden && !args.kept;
-      const Range share = share_of_panels<Product>(team, g, G, H);
-      pack_transposed(W_ih(layer, d, g), by_unit ? team.part(H, unit()) : share);
-      pack_transposed(W_hh(layer, d, g), by_unit ? Roles(team, args.plan, args.shape.D).units(d, H, unit()) : share);
+      const Range share = by_unit ? Roles(team, args.plan, args.shape.D).units(d, H, unit())
+                                  : share_of_panels<Product>(team, g, G, H);
+      pack_transposed(W_ih(layer, d, g), share);
+      pack_transposed(W_hh(layer, d, g), share);
     }
     if (args.shape.projected) pack_transposed(W_hr(layer, d), share_of_panels<Product>(team, 0, 1, P));
   }

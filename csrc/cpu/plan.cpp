@@ -12,8 +12,9 @@ namespace {
 // has not contradicted.
 constexpr double kFlopsForThreads = 2e6;      // whole call: less is done before a second worker has started
 // One step of a worker: what it saves must exceed the barrier. With one sequence it saves more than multiplications, for
-// then it waits for weights from its core's cache. Tried out at H 64 to 256, I 1 and H, B 1, 2 and 4, two threads.
-constexpr double kFlopsForHiddenSplit = 7.5e4, kFlopsForHiddenSplitOfOne = 1.5e4;
+// then it waits for weights from its core's cache. Tried out at H 64 to 256, I 1 and H, B 1, 2 and 4, two threads; with
+// less, a split gains at most a tenth where the cores share a cache, and takes half as long again where they do not.
+constexpr double kFlopsForHiddenSplit = 7.5e4, kFlopsForHiddenSplitOfOne = 2.25e4;
 constexpr int64_t kSequencesPerWorker = 4, kUnitsPerWorker = 32;  // fewer make the products inefficient
 constexpr int64_t kUnpackedRows = 4;
 // W_hh that does not fit into a core's cache: better half of it a core, as long as half of the sequences a core would

@@ -56,6 +56,34 @@ Range share_of_panels(const Team& team, int g, int G, int64_t N) {
           smaller((all.end - g * count) * Product::kWidth, N)};
 }
 
+// What a worker of the time loop has, for its units, of numbers [rows, columns, Hp]: that of unit j at
+// at[row * of the row + column * of the column + j]. Where units are split, each worker's part lies in one piece: side by
+// side in a row, a core would fetch ahead, and so take away, what another one works on.
+template <class T>
+struct Own {
+  T* at;
+  int64_t row, column;
+
+  Own(T* all, int64_t rows, int64_t columns, Range units, const Team& loop)
+      : row(padded_stride<T>(columns * round_up(units.size(), kLanes<T>))), column(round_up(units.size(), kLanes<T>)) {
+    const int64_t before = units.begin > 0 ? columns * units.begin + loop.rank * kApart : 0;
+    at = all + rows * before - units.begin;
+  }
+  Own from(int64_t first_row) const {
+    Own later = *this;
+    later.at += first_row * row;
+    return later;
+  }
+
+  // How many numbers it takes for all of `workers`.
+  static int64_t size(int64_t rows, int64_t columns, int64_t Hp, int64_t workers) {
+    return rows * (workers == 1 ? padded_stride<T>(columns * Hp) : columns * Hp + workers * kApart);
+  }
+
+ private:
+  static constexpr int64_t kApart = 64 / int64_t(sizeof(T));  // at least what padded_stride adds
+};
+
 // The units that a worker has, in groups of so many panels side by side.
 template <class Product>
 struct Groups {
