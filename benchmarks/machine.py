@@ -125,6 +125,15 @@ def fma_peak(threads: int, seconds: float = 0.1) -> float:
     return rnn_ext._C.fma_peak(seconds, threads)
 
 
+def barrier_ns(threads: int, seconds: float = 0.003) -> float:
+    """Nanoseconds that the kernels' barrier takes among `threads` threads just now.
+
+    Where a virtual machine's cores are moved about, they share a cache at times and at others do not: a barrier, and
+    every line of memory that one core writes and another reads, then takes several times as long.
+    """
+    return rnn_ext._C.barrier_seconds(seconds, threads) * 1e9
+
+
 class Steady:
     """Tells whether as many threads have the multiply-add rate that they can have.
 

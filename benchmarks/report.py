@@ -62,6 +62,7 @@ def peak_lines(result: dict) -> list[str]:
         f" (least of {len(samples)} samples: {min(samples):.0f})"
         for threads, samples in result["fma_peak_gflops"].items()
     ]
+    items += [tables.barriers(result)] if any(record.get("barrier_ns") for record in result["speed"]) else []
     return [f"- {item}" for item in [*items, tables.disturbance(result), *tables.refused(result)]]
 
 

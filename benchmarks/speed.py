@@ -29,9 +29,12 @@ def measure(case: Case, budget: float, steady: machine.Steady, with_memory: bool
     torch.set_num_threads(case.threads)
     contest = Contest(case)
     disagreement = contest.disagreement()
+    barrier = [machine.barrier_ns(case.threads)] if case.threads > 1 else []
     with torch.set_grad_enabled(case.mode == "training"), machine.Neighbours() as neighbours:
         rounds = interleave(contest.functions, budget, None, machine.amx_probe(case.threads), steady)
         allowed = bound.measure(case) if case.dtype == "float32" else None
+    if barrier:
+        barrier.append(machine.barrier_ns(case.threads))
     with_memory = with_memory and case.mode == "training" and memory.available()
     return {
         "grid": case.grid,
@@ -46,6 +49,7 @@ def measure(case: Case, budget: float, steady: machine.Steady, with_memory: bool
         "memory": peaks(contest) if with_memory else {},
         "bound": allowed,
         "amx_gflops": [rounded(reading) for reading in rounds.probe],
+        "barrier_ns": [rounded(reading) for reading in barrier],
         "neighbours": round(neighbours.share, 3),
         "unsteady": rounds.unsteady,
         **times(rounds),

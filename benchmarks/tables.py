@@ -14,6 +14,7 @@ from .lines import Line, by_grid, grouped, lines, mean_bound, mean_ratio
 from .pairs import Interval, median_interval, ratio_interval
 
 DISTURBED = 0.05  # of the machine's CPU time
+SLOW_BARRIER = 3  # times the median: the cores are further apart than usual
 NAMES = {
     "onnxruntime": "ONNX Runtime",
     "float32": "rnn_ext in float32",
@@ -214,6 +215,18 @@ def disturbance(result: dict) -> str:
     if shares[-1] > DISTURBED:
         told += f" Above {percent(DISTURBED)} times are not to be trusted: measure again on a quiet machine."
     return told
+
+
+def barriers(result: dict) -> str:
+    """How long the threads of a line took to meet, before and after it: whether their cores shared a cache."""
+    readings = sorted(ns for record in result["speed"] for ns in record.get("barrier_ns", ()))
+    typical = median(readings)
+    slow = sum(ns > SLOW_BARRIER * typical for ns in readings) / len(readings)
+    return (
+        f"A barrier between the threads of a line took {typical:.0f} ns (median of {len(readings)} readings),"
+        f" {readings[-1]:.0f} at most; more than {SLOW_BARRIER} times the median, as where cores share no cache, in"
+        f" {percent(slow)} of them."
+    )
 
 
 def refused(result: dict) -> list[str]:

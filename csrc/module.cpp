@@ -114,6 +114,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("read_rate", &checked_rate<read_rate, size_t>, py::arg("seconds"), py::arg("threads"), py::arg("bytes"),
         "Rate in GB/s, summed likewise, at which threads read `bytes` bytes of memory each, over and over: that of the "
         "cache in which it stays. Raises as fma_peak does.");
+  m.def("barrier_seconds", &checked_rate<barrier_seconds>, py::arg("seconds"), py::arg("threads"),
+        "Seconds that the barrier of a time loop takes among `threads` threads, the mean over about `seconds`: it tells "
+        "whether their cores share a cache. Raises as fma_peak does.");
   m.def("amx_rate", &checked_rate<amx_rate>, py::arg("seconds"), py::arg("threads"),
         "The first for float32 products of ours on AMX tiles, 32 x 256 by 256 x 256; 0 on a machine without AMX. Raises "
         "as fma_peak does.");

@@ -295,6 +295,16 @@ def test_rounds_of_an_unsteady_machine_are_told():
     assert "left out" not in tables.disturbance(result_with([record(ONE, "training", 2.0)]))
 
 
+def test_barriers_that_took_longer_than_usual_are_told(tmp_path):
+    near = record(ONE, "training", 2.0, threads=2, barrier_ns=[40.0, 50.0])
+    far = record(TWO, "training", 2.0, threads=2, barrier_ns=[60.0, 400.0])
+    told = tables.barriers(result_with([near, far]))
+    assert "took 55 ns (median of 4 readings), 400 at most" in told and "in 25% of them" in told
+    facts = {"fma_peak_gflops": {"2": [200.0]}}
+    assert told in report.write({"run": result_with([near, far]) | facts}, tmp_path).read_text()
+    assert "barrier" not in report.write({"run": result_with([record(ONE, "training", 2.0)])}, tmp_path).read_text()
+
+
 def test_own_work_does_not_count_as_a_neighbours():
     times = iter([(10.0, 20.0), (11.0, 24.0)])  # own and all CPU seconds, before and after
     neighbours = machine.Neighbours(lambda: next(times), clock=iter([0.0, 4.0]).__next__, cpus=2)
@@ -355,6 +365,7 @@ def test_speed_runs_from_the_command_line_to_json(tmp_path, capsys, monkeypatch)
     for measured in result["speed"]:
         assert {len(values) for values in measured["seconds"].values()} == {pairs.MIN_ROUNDS}
         assert measured["amx_gflops"] == [300.0] * pairs.MIN_ROUNDS
+        assert len(measured["barrier_ns"]) == (2 if measured["threads"] > 1 else 0)
         remembered = measured["mode"] == "training" and memory.available()
         assert set(measured["memory"]) == ({"rnn_ext", "torch"} if remembered else set())
     assert len(result["fma_peak_gflops"]["1"]) == 4

@@ -140,12 +140,19 @@ def test_the_rate_of_reading_is_positive_whatever_the_size(size):
     assert _C.read_rate(seconds=0.01, threads=2, bytes=size) > 0
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_barrier_takes_a_positive_time_whatever_the_number_of_threads(threads: int):
+    assert 0 < _C.barrier_seconds(seconds=0.01, threads=threads) < 1
+
+
 @pytest.mark.parametrize("seconds, threads", [(0.0, 1), (float("nan"), 1), (0.01, 0)])
 def test_the_rates_refuse_arguments_that_measure_nothing(seconds: float, threads: int):
     with pytest.raises(ValueError, match="expected seconds > 0 and threads >= 1"):
         _C.fma_peak(seconds, threads)
     with pytest.raises(ValueError, match="expected seconds > 0 and threads >= 1"):
         _C.read_rate(seconds, threads, 1000)
+    with pytest.raises(ValueError, match="expected seconds > 0 and threads >= 1"):
+        _C.barrier_seconds(seconds, threads)
 
 
 # What a failed import says

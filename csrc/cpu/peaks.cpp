@@ -1,5 +1,7 @@
 #include "peaks.h"
 
+#include <sched.h>
+
 #include <algorithm>
 #include <barrier>
 #include <chrono>
@@ -11,6 +13,7 @@
 #include <vector>
 
 #include "isa.h"
+#include "team.h"
 
 namespace rnn_ext {
 #define RNN_EXT_PEAK_LOOPS            \
@@ -69,6 +72,20 @@ double summed_rate(const MakeLoop& make_loop, double seconds, int threads) {
   return std::reduce(rates.begin(), rates.end());
 }
 
+// Binds the calling thread to the n-th of the processor's cores that it may use, counted round and round.
+void stay_on_core(int n) {
+  cpu_set_t allowed, one;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+  n %= CPU_COUNT(&allowed);
+  for (int core = 0; core < CPU_SETSIZE; ++core)
+    if (CPU_ISSET(core, &allowed) && n-- == 0) {
+      CPU_ZERO(&one);
+      CPU_SET(core, &one);
+      sched_setaffinity(0, sizeof one, &one);
+      return;
+    }
+}
+
 }  // namespace
 
 double fma_peak(double seconds, int threads) {
@@ -86,6 +103,32 @@ double read_rate(double seconds, int threads, size_t bytes) {
         return [=, read = loops.read] { return memory ? read(memory.get(), count, rounds) : 0; };
       },
       seconds, threads);
+}
+
+double barrier_seconds(double seconds, int threads) {
+  using Clock = std::chrono::steady_clock;
+  constexpr int kRounds = 500;
+  Barrier barrier;
+  double mean = 0;
+  bool enough = false;
+  std::vector<std::jthread> team;
+  for (int rank = 0; rank < threads; ++rank)
+    team.emplace_back([&, rank] {
+      stay_on_core(rank);  // or else the first few milliseconds may pass with all of them on one
+      barrier.wait(threads);
+      const auto start = Clock::now();
+      for (double rounds = kRounds; !enough; rounds += kRounds) {
+        for (int i = 1; i < kRounds; ++i) barrier.wait(threads);
+        if (rank == 0) {  // the others read it behind the next barrier, and rank 0 is not here again before that
+          const double elapsed = std::chrono::duration<double>(Clock::now() - start).count();
+          mean = elapsed / rounds;
+          enough = elapsed >= seconds;
+        }
+        barrier.wait(threads);
+      }
+    });
+  team.clear();  // joins
+  return mean;
 }
 
 double amx_rate(double seconds, int threads) {
