@@ -256,8 +256,8 @@ class Backward {
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = 0, b = sequences[i]; j < P; j += kLane)
           da.write(b, C * Hk + j, load(z.dh_t + b * ldp + j, P - j));
-      multiply(dh.at + b * dh.row, every * dh.row, da.at(b, C * Hk).every(every), rows, W_hr(layer, d), units, Into::assign,
-               z, team, packed());
+      multiply(dh.at + b * dh.row, every * dh.row, da.at(b, C * Hk).every(every), rows, W_hr(layer, d), units,
+               Into::assign, z, team, packed());
     }
     const Groups<Product> groups{units, going_on == 1 ? Product::kSingle : 1};
     for (int64_t i = 0, count = groups.count(); i < count; ++i) {

@@ -177,8 +177,8 @@ class Forward {
   }
 
   // Step of a worker's active sequences and some units; `row` is that of sequence 0.
-  void step(const L& layer, int64_t d, int64_t row, const Own<T>& a, const Own<T>& cells, const States& h, const States& h_next,
-            const Part& sequences, int64_t active, Range units, bool backwards, const Team& team) {
+  void step(const L& layer, int64_t d, int64_t row, const Own<T>& a, const Own<T>& cells, const States& h,
+            const States& h_next, const Part& sequences, int64_t active, Range units, bool backwards, const Team& team) {
     const int64_t rows = sequences.count(active), b = sequences.first, every = sequences.step;
     if (rows == 0) return;
     const Groups<Product> groups{units, rows == 1 ? Product::kSingle : 1};
@@ -197,8 +197,9 @@ class Forward {
 
   // The cell: h_t of the first `rows` of a worker's sequences, and of some units, from their pre-activations. All that it
   // needs is in variables of its own, or else it would be read again after every store.
-  __attribute__((flatten)) void update(const L& layer, int64_t d, int64_t row, Own<T> a, Own<T> cells, States h, States h_next,
-                                       const Part& sequences, int64_t rows, int64_t begin, int64_t end) const {
+  __attribute__((flatten)) void update(const L& layer, int64_t d, int64_t row, Own<T> a, Own<T> cells, States h,
+                                       States h_next, const Part& sequences, int64_t rows, int64_t begin,
+                                       int64_t end) const {
     const bool projected = args.shape.projected, streams_y = this->streams_y, streams_tape = this->streams_tape;
     const int64_t H = this->H, ldy = layer.outputs();
     const int64_t ldt = (Cell::tape + projected) * H;
