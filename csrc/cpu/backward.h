@@ -58,7 +58,7 @@ class Backward {
       const auto rows = [&] { return Gradients::of(w.take<char>(Gradients::bytes(chunk_rows, width)), width); };
       z.da[0] = rows();
       z.da[1] = Chunks{args.seq.T, args.plan.backward_steps}.count() > 1 ? rows() : z.da[0];
-      const int64_t own_size = Own<T>::size(args.seq.B, 1, Hp, args.plan.split == Split::hidden ? args.plan.threads : 1);
+      const int64_t own_size = Own<T>::size(args.seq.B, 1, Hp, args.plan);
       z.dh = w.take<T>(own_size);
       z.dh_t = w.take<T>(s.projected ? args.seq.B * ldp : 0);
       z.carry = w.take<T>(Cell::carry != Carry::none ? own_size : 0);

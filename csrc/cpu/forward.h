@@ -48,10 +48,10 @@ class Forward {
     Workspace& w = workspace;
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];
-      z.a[0] = w.take<T>(own_size(chunk_rows, C));
-      z.a[1] = ahead ? w.take<T>(own_size(chunk_rows, C)) : z.a[0];
+      z.a[0] = w.take<T>(Own<T>::size(chunk_rows, C, Hp, args.plan));
+      z.a[1] = ahead ? w.take<T>(Own<T>::size(chunk_rows, C, Hp, args.plan)) : z.a[0];
       for (States& h : z.h) h = States::of(w.take<char>(States::bytes(args.seq.B, P)), P);
-      z.c = w.take<T>(kHasCell ? own_size(args.seq.B, 1) : 0);
+      z.c = w.take<T>(kHasCell ? Own<T>::size(args.seq.B, 1, Hp, args.plan) : 0);
       z.out = Unrounded::of(w.take<char>(s.projected ? Unrounded::bytes(args.seq.B, H) : 0), H);
       z.projected = w.take<T>(s.projected ? args.seq.B * ldh : 0);
       z.input = w.take<char>(workers() * input_bytes);
@@ -79,12 +79,12 @@ class Forward {
 
   // a = W_ih x + b for the rows of a chunk.
   void project(const L& layer, Chunk c, const Team& team) {
+    const Roles roles(team, args.plan, args.shape.D);
     for (int64_t d = 0; d < args.shape.D; ++d) {
       const Direction& z = direction[d];
       const Range all = layer.rows(d, c);
       const bool by_unit = args.plan.split == Split::hidden;  // a worker then keeps its part of W_ih in its own cache
       const Range mine = by_unit ? Range{0, all.size()} : team.part(all.size(), Product::kRowUnit);
-      const Roles roles(team, args.plan, args.shape.D);
       const Range units = by_unit ? roles.units(d, H, weights.unit()) : Range{0, H};
       if (units.size() == 0) continue;
       const Own<T> all_a(z.a[c.index % 2], chunk_rows, C, units, roles.loop);
@@ -130,10 +130,6 @@ class Forward {
 
  private:
   int64_t workers() const { return by_layer ? 1 : args.plan.threads; }  // that use a set of buffers
-
-  int64_t own_size(int64_t rows, int64_t columns) const {
-    return Own<T>::size(rows, columns, Hp, args.plan.split == Split::hidden ? workers() : 1);
-  }
 
   S* output(int64_t l) const {  // [R, D*P]
     if (l == args.shape.L - 1) return static_cast<S*>(args.y);

@@ -75,9 +75,10 @@ struct Own {
     return later;
   }
 
-  // How many numbers it takes for all of `workers`.
-  static int64_t size(int64_t rows, int64_t columns, int64_t Hp, int64_t workers) {
-    return rows * (workers == 1 ? padded_stride<T>(columns * Hp) : columns * Hp + workers * kApart);
+  // How many numbers it takes for all workers.
+  static int64_t size(int64_t rows, int64_t columns, int64_t Hp, const Plan& plan) {
+    const bool by_unit = plan.split == Split::hidden;
+    return rows * (by_unit ? columns * Hp + plan.threads * kApart : padded_stride<T>(columns * Hp));
   }
 
  private:
