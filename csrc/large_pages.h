@@ -6,12 +6,9 @@
 #include <sys/mman.h>
 #endif
 
-namespace rnn_ext {
+#include "params.h"
 
-// From here on the C library takes memory from the system afresh for every tensor and gives it back with it (the largest
-// threshold that glibc's malloc adapts to). The system hands it out page by page as it is written, each with a fault:
-// with pages of 4 KB that is a quarter of the time of a training step whose results are that large.
-constexpr size_t kLargeResult = 32 * 1024 * 1024;
+namespace rnn_ext {
 
 // Asks for them behind memory that nobody has written yet. Costs nothing where the system has none, or always does it.
 inline void use_large_pages([[maybe_unused]] void* data, size_t bytes) {

@@ -19,6 +19,11 @@ namespace rnn_ext {
 #define RNN_EXT_INLINE inline __attribute__((always_inline))
 #endif
 
+// Bytes from which on the C library takes memory from the system afresh for every tensor and gives it back with it (the
+// largest threshold that glibc's malloc adapts to). The system hands it out page by page as it is written, each with a
+// fault: with pages of 4 KB that is a quarter of the time of a training step whose results are that large.
+constexpr int64_t kLargeResult = 32 * 1024 * 1024;
+
 enum class DType : int { float32, float64, bfloat16, float16, count };
 
 // Which steps each sequence takes part in: all of them (padded), or the first batch_sizes[t] at step t (packed).

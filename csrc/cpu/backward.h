@@ -75,6 +75,7 @@ class Backward {
 
   // What must be done before the last chunk.
   void prepare(const L& layer, const Team& team) {
+    if (layer.l == 0) take_pages(args.dx, args.seq.R * args.shape.I * int64_t(sizeof(T)), team);
     for (int64_t d = 0; d < args.shape.D; ++d) {
       for (const Gradients& da : direction[d].da) clear_behind(da, team);
       pack(layer, d, team);

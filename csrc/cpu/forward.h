@@ -69,6 +69,7 @@ class Forward {
 
   // What must be done before the first chunk.
   void prepare(const L& layer, const Team& team) {
+    if (layer.l == 0) take_results(team);
     weights.prepare(layer, team);
     for (int64_t d = 0; d < args.shape.D; ++d) {
       const Direction& z = direction[d];
@@ -130,6 +131,14 @@ class Forward {
 
  private:
   int64_t workers() const { return by_layer ? 1 : args.plan.threads; }  // that use a set of buffers
+
+  void take_results(const Team& team) const {
+    const Shape& s = args.shape;
+    const int64_t numbers = args.seq.R * s.D * int64_t(sizeof(S));
+    take_pages(args.y, numbers * P, team);
+    take_pages(args.hidden, numbers * P * args.hidden_slots, team);
+    take_pages(args.tape, numbers * s.L * (Cell::tape + s.projected) * H, team);
+  }
 
   S* output(int64_t l) const {  // [R, D*P]
     if (l == args.shape.L - 1) return static_cast<S*>(args.y);

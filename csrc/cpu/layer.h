@@ -30,6 +30,16 @@ struct Workspace {
   }
 };
 
+// Takes the memory of a large result from the system, each worker an equal part. Else it would come as the time loop first
+// writes to it, three quarters of it by way of the worker with the last sequences, for whom the others then wait: a page
+// holds several steps, and mostly begins among the last sequences of one or before the first of all.
+inline void take_pages(void* memory, int64_t bytes, const Team& team) {
+  constexpr int64_t kPage = 4096, kLargePage = 2 * 1024 * 1024;
+  if (!memory || team.size == 1 || bytes < kLargeResult) return;
+  const Range mine = team.part(bytes, kLargePage);
+  for (int64_t i = mine.begin; i < mine.end; i += kPage) static_cast<volatile char*>(memory)[i] = 0;
+}
+
 // Rounds to the storage type, as if stored and loaded again.
 template <class S>
 inline Vec<Compute<S>> as_stored(Vec<Compute<S>> v) {
