@@ -17,7 +17,7 @@ struct {
   PyObject* to_handles = nullptr;    // list of tensors -> list of capsules, each with a new handle
   PyObject* from_handles = nullptr;  // the inverse, which takes the handles over
   PyObject* modes = nullptr;         // functions that tell of a mode in which somebody else looks at every operator
-  PyObject* is_neg = nullptr;        // the name of a method
+  PyObject* is_neg = nullptr;        // torch.Tensor's method
 } torch_side;
 
 struct Ref {  // owns a Python object; null after an error of Python's
@@ -43,7 +43,7 @@ bool plain(PyObject* tensor) {
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(torch_side.tensor_types); ++i)
     known = known || (PyObject*)Py_TYPE(tensor) == PyTuple_GET_ITEM(torch_side.tensor_types, i);
   if (!known) return false;
-  const Ref negated(PyObject_CallMethodNoArgs(tensor, torch_side.is_neg));
+  const Ref negated(PyObject_CallOneArg(torch_side.is_neg, tensor));
   return negated.object == Py_False;
 }
 
@@ -126,8 +126,11 @@ bool expects(Py_ssize_t given, Py_ssize_t count, const char* name) {
 
 PyObject* set_up_direct(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!expects(count, 4, "set_up_direct")) return nullptr;
+  PyObject* const type = PyTuple_GetItem(args[0], 0);
+  PyObject* const is_neg = type == nullptr ? nullptr : PyObject_GetAttrString(type, "is_neg");
+  if (is_neg == nullptr) return nullptr;
   for (Py_ssize_t i = 0; i < count; ++i) Py_INCREF(args[i]);
-  torch_side = {args[0], args[1], args[2], args[3], PyUnicode_InternFromString("is_neg")};
+  torch_side = {args[0], args[1], args[2], args[3], is_neg};
   Py_RETURN_NONE;
 }
 
@@ -161,7 +164,7 @@ PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return result([&] {
     return forward_on(cpu, std::move(x_t), std::move(h_0_t), std::move(c_0_t), std::move(weights_t),
                       std::move(batch_sizes_t), std::move(masks_t), mode, num_layers, bidirectional, save,
-                      batch_invariant);
+                      batch_invariant, true);
   });
 }
 
@@ -203,8 +206,8 @@ PyMethodDef* direct_methods() {
        "set_up_direct(tensor_types, to_handles, from_handles, modes): what `forward` and `backward` need of torch. "
        "Raises TypeError for another number of arguments."},
       {"forward", (PyCFunction)(void*)forward, METH_FASTCALL,
-       "The operator rnn_forward with its arguments, past the dispatcher, and what keep_weights has given or None; "
-       "NotImplemented where the operator must be called. Raises TypeError for another number of arguments."},
+       "The operator rnn_forward with its arguments, past the dispatcher, and what keep_weights has given or None; of "
+       "one step that saves nothing without y, which is h_n. NotImplemented where the operator must be called. Raises TypeError for another number of arguments."},
       {"backward", (PyCFunction)(void*)backward, METH_FASTCALL,
        "The operator rnn_backward, likewise. Raises TypeError for another number of arguments."},
       {"keep_weights", keep_weights, METH_NOARGS,

@@ -15,11 +15,11 @@ inline constexpr const char* rnn_backward_schema =
 
 // masks: None where nothing is dropped, for an AOTInductor package turns an empty list into None.
 // y, h_n, c_n (if the cell has one) and, if `save`, what backward needs: the outputs of the layers below the last (if
-// any) and the tape (if there is one).
+// any) and the tape (if there is one). With `states_only`, y is left out of one step that saves nothing: it is h_n.
 template <class Device>
 Tensors forward_on(const Device& device, Tensor x, Maybe h_0, Maybe c_0, Tensors weights, Maybe batch_sizes,
                    MaybeTensors masks, std::string mode, int64_t num_layers, bool bidirectional, bool save,
-                   bool batch_invariant) {
+                   bool batch_invariant, bool states_only = false) {
   const Call call(x, h_0, c_0, weights, batch_sizes, masks.value_or(Tensors{}), mode, num_layers, bidirectional);
   const Shape& s = call.shape;
   ForwardArgs args{call.args()};
@@ -31,8 +31,10 @@ Tensors forward_on(const Device& device, Tensor x, Maybe h_0, Maybe c_0, Tensors
     return out.back().mutable_data_ptr();
   };
   const int64_t outputs = s.D * s.P;
-  args.y = output(call.y_sizes());
+  const bool no_y = states_only && call.single && !save;
+  if (!no_y) args.y = output(call.y_sizes());
   args.h_n = output(call.h_sizes());
+  if (no_y) args.y = args.h_n;
   if (call.facts().states > 1) args.c_n = output(call.c_sizes());
   Tensor below;
   if (s.L > 1) {

@@ -25,6 +25,8 @@ def recurrent(
 ) -> list[Tensor] | tuple[Tensor, ...]:
     """Output and final states (y, h_n and, for an LSTM, c_n) of a stack of recurrent layers; differentiable.
 
+    Of one step [B, I] there may be the states alone.
+
     Args:
         x: input, [T, B, I] or, with batch_sizes, packed [R, I]; float32, float64, bfloat16 or float16. One
             step of one layer and direction may be [B, I]: then states have no first dimension either.

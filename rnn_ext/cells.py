@@ -29,10 +29,11 @@ class Cell(nn.RNNCellBase):
     """
 
     _NAME: ClassVar[str]  # the class in torch's error texts, whatever a subclass is called
+    _STATES: ClassVar[int] = 1
 
     def _forward(self, input, hx):
         out = run(self.prepare(input, hx), [], self._run_torch, kept_weights(self))
-        states = out[1:]  # not y: backward needs that one, and a state may be changed in place
+        states = out[-self._STATES :]  # not y: backward needs that one, and a state may be changed in place
         if input.dim() == 1:
             states = [s.squeeze(0) for s in states]
         return states[0] if len(states) == 1 else tuple(states)
@@ -77,7 +78,7 @@ class Cell(nn.RNNCellBase):
             zeros = torch.zeros(x.size(0), self.hidden_size, dtype=x.dtype, device=x.device)
             states = (zeros,) * call.stack.states
         out = _operator[call.stack.mode](x, tuple(states) if len(states) > 1 else states[0], *call.weights)
-        return None, *(out if isinstance(out, tuple) else (out,))
+        return out if isinstance(out, tuple) else (out,)
 
 
 class RNNCell(Cell):
@@ -155,6 +156,7 @@ class LSTMCell(Cell):
     """
 
     _NAME = "LSTMCell"
+    _STATES = 2
 
     def __init__(
         self,

@@ -58,7 +58,10 @@ class Stack(NamedTuple):
 
 
 def forward(x, h_0, c_0, weights, batch_sizes, masks, stack, save, kept=None):
-    """The operator: y, h_n, an LSTM's c_n and, if `save`, what backward needs. The arguments are `recurrent`'s."""
+    """The operator: y, h_n, an LSTM's c_n and, if `save`, what backward needs. The arguments are `recurrent`'s.
+
+    One step [B, I] that saves nothing may come without y, which is h_n.
+    """
     invariant = settings.is_batch_invariant()
     if x.is_cpu and not torch.compiler.is_compiling():
         out = _C.forward(x, h_0, c_0, weights, batch_sizes, masks, *stack, save, invariant, kept)

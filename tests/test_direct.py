@@ -63,6 +63,28 @@ def test_a_step_without_dimensions_of_one_gives_the_bits_of_a_sequence_of_one(la
         assert torch.equal(a, b.squeeze(0) if i <= len(layer.states) else b)
 
 
+@pytest.mark.parametrize("layer", CELLS, ids=str)
+def test_a_direct_step_that_saves_nothing_is_its_states_alone(layer, monkeypatch):
+    module, x = layer.make_ours(4, 5), torch.randn(3, 4)
+    weights = [w.detach() for w in module.parameters()]
+    call = (x, None, None, weights, None, (), module._stack(), False)
+    direct = ops.forward(*call)
+    monkeypatch.setattr(_C, "forward", lambda *args: NotImplemented)
+    y, *states = ops.forward(*call)
+    assert all(torch.equal(a, b) for a, b in zip(direct, states, strict=True))
+    assert torch.equal(y, states[0])
+
+
+@pytest.mark.parametrize("layer", CELLS, ids=str)
+def test_a_cell_gives_the_same_bits_with_and_without_a_gradient(layer):
+    module, x = layer.make_ours(4, 5), layer.random_input(4)
+    differentiable = layer.named_outputs(module(x))
+    with torch.no_grad():
+        plain = layer.named_outputs(module(x))
+    assert list(plain) == list(differentiable)
+    assert all(torch.equal(plain[name], differentiable[name]) for name in plain)
+
+
 def test_a_step_without_dimensions_of_one_is_for_one_layer_and_direction():
     weights = [w.detach() for w in nn.GRU(4, 5, 2).parameters()]
     with pytest.raises(RuntimeError, match="one step is for one layer"):
@@ -146,3 +168,8 @@ def test_a_wrong_call_is_refused_in_words():
 def test_arguments_of_other_types_go_to_the_operator():
     assert _C.forward(*[object()] * 12) is NotImplemented
     assert _C.backward(*[None] * 18) is NotImplemented
+
+
+def test_an_input_without_dimensions_goes_to_the_operator():
+    arguments = torch.tensor(1.0), None, None, [], None, [], "GRU", 1, False, False, False, None
+    assert _C.forward(*arguments) is NotImplemented

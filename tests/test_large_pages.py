@@ -28,6 +28,16 @@ def flags_at(address: int) -> list[str]:
     raise AssertionError(f"nothing is mapped at {address:x}")
 
 
+def test_results_that_two_threads_take_from_the_system_are_those_of_one_thread():
+    layer, x = rnn_ext.RNN(4, 4), torch.randn(2400, 1000, 4)
+    outputs = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            outputs.append(layer(x)[0])
+    assert torch.equal(*outputs)
+
+
 @pytest.mark.parametrize("steps, asked", [(2400, True), (1800, False)], ids=["38 MB", "29 MB"])
 def test_results_of_32_mb_and_more_ask_for_large_pages(steps, asked):
     with torch.no_grad():
