@@ -207,7 +207,8 @@ PyMethodDef* direct_methods() {
        "Raises TypeError for another number of arguments."},
       {"forward", (PyCFunction)(void*)forward, METH_FASTCALL,
        "The operator rnn_forward with its arguments, past the dispatcher, and what keep_weights has given or None; of "
-       "one step that saves nothing without y, which is h_n. NotImplemented where the operator must be called. Raises TypeError for another number of arguments."},
+       "one step that saves nothing without y, which is h_n. NotImplemented where the operator must be called. Raises "
+       "TypeError for another number of arguments."},
       {"backward", (PyCFunction)(void*)backward, METH_FASTCALL,
        "The operator rnn_backward, likewise. Raises TypeError for another number of arguments."},
       {"keep_weights", keep_weights, METH_NOARGS,
