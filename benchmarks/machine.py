@@ -85,7 +85,8 @@ def facts() -> dict[str, object]:
         "versions": {
             "python": platform.python_version(),
             "rnn_ext": rnn_ext.__version__,
-            **{name: version_of(name) for name in ("torch", "numpy", "onnxruntime")},
+            "torch": str(torch.__version__),  # with the build, which the package's own facts may leave out
+            **{name: version_of(name) for name in ("numpy", "onnxruntime")},
         },
     }
 

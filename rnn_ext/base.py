@@ -81,10 +81,8 @@ class Recurrent(nn.RNNBase):
             if w is None:
                 return UNCHECKED
         if input.dtype != weights[0].dtype and not torch._C._is_any_autocast_enabled():
-            raise ValueError(
-                f"RNN input dtype ({input.dtype}) does not match weight dtype ({weights[0].dtype}). "
-                f"Convert input: input.to({weights[0].dtype}), or convert model: model.to({input.dtype})"
-            )
+            self.check_input(input, batch_sizes)  # raises in the words of this version of torch
+            return UNCHECKED  # but not where a weight has been replaced since torch last looked at it
         expected_dim = 3 if batch_sizes is None else 2
         if input.dim() != expected_dim:
             raise RuntimeError(f"input must have {expected_dim} dimensions, got {input.dim()}")
