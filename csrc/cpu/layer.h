@@ -30,9 +30,9 @@ struct Workspace {
   }
 };
 
-// Takes the memory of a large result from the system, each worker an equal part. Else it would come as the time loop first
-// writes to it, three quarters of it by way of the worker with the last sequences, for whom the others then wait: a page
-// holds several steps, and mostly begins among the last sequences of one or before the first of all.
+// Takes the memory of a large result from the system, each worker an equal part. Otherwise it comes as the time loop first
+// writes to it, and most of that by way of the worker with the last sequences (five sixths on two threads), while the
+// others wait.
 inline void take_pages(void* memory, int64_t bytes, const Team& team) {
   constexpr int64_t kPage = 4096, kLargePage = 2 * 1024 * 1024;
   if (!memory || team.size == 1 || bytes < kLargeResult) return;
