@@ -13,9 +13,8 @@ namespace rnn_ext {
 // Asks for them behind memory that nobody has written yet. Costs nothing where the system has none, or always does it.
 inline void use_large_pages([[maybe_unused]] void* data, size_t bytes) {
 #if defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kPage = 2 * 1024 * 1024;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kLargePage - 1) / kLargePage * kLargePage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kLargePage * kLargePage;
   if (bytes >= kLargeResult) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
 }

@@ -23,6 +23,7 @@ namespace rnn_ext {
 // largest threshold that glibc's malloc adapts to). The system hands it out page by page as it is written, each with a
 // fault: with pages of 4 KB that is a quarter of the time of a training step whose results are that large.
 constexpr int64_t kLargeResult = 32 * 1024 * 1024;
+constexpr int64_t kLargePage = 2 * 1024 * 1024;
 
 enum class DType : int { float32, float64, bfloat16, float16, count };
 

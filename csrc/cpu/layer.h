@@ -34,7 +34,7 @@ struct Workspace {
 // writes to it, and most of that by way of the worker with the last sequences (five sixths on two threads), while the
 // others wait.
 inline void take_pages(void* memory, int64_t bytes, const Team& team) {
-  constexpr int64_t kPage = 4096, kLargePage = 2 * 1024 * 1024;
+  constexpr int64_t kPage = 4096;
   if (!memory || team.size == 1 || bytes < kLargeResult) return;
   const Range mine = team.part(bytes, kLargePage);
   for (int64_t i = mine.begin; i < mine.end; i += kPage) static_cast<volatile char*>(memory)[i] = 0;
