@@ -1,8 +1,9 @@
 // What both directions of differentiation know of a call, on every device: its tensors, checked, and the plain structs
 // made from them. LibTorch stable ABI alone.
 //
-// The operators are private: rnn_ext/base.py and cells.py check what a user can get wrong. The checks here keep a wrong
-// call from reading or writing memory that is not there. Where one fails, rnn_ext/call.py lets torch judge the call.
+// The checks here keep a wrong call from reading or writing memory that is not there. Of a plain call they are the first
+// ones (at_once in rnn_ext/call.py). Where one fails, base.py and cells.py check the call in torch's words, or call.py
+// lets torch judge it.
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
@@ -242,7 +243,8 @@ struct Call {
       STD_TORCH_CHECK(seq.R == x.size(0), "rnn_ext: batch_sizes do not add up to the rows of the input");
       x_row = x.stride(0);
     }
-    STD_TORCH_CHECK(seq.T > 0 && seq.B > 0, "rnn_ext: input has no steps or no sequences");
+    STD_TORCH_CHECK(seq.T > 0 && seq.B > 0 && shape.I > 0 && shape.H > 0 && shape.P > 0,
+                    "rnn_ext: input and states must not be empty");
   }
 };
 

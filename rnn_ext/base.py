@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnn_ext import torch_path
-from rnn_ext.call import UNCHECKED, Call, as_call, read_weights, run
+from rnn_ext.call import UNCHECKED, Call, as_call, at_once, is_plain, read_weights, run
 from rnn_ext.frozen import kept_weights
-from rnn_ext.ops import Stack
+from rnn_ext.ops import Stack, stack_of
 
 
 class Recurrent(nn.RNNBase):
@@ -25,6 +25,8 @@ class Recurrent(nn.RNNBase):
     _STATES: ClassVar[int] = 1
 
     def _forward(self, input, hx):
+        if is_plain() and (out := self._at_once(input, hx)) is not None:
+            return out
         call = self.prepare(input, hx)
         masks = self._masks(call) if call.reason is None else []
         output, *states = run(call, masks, self._run_torch, kept_weights(self))
@@ -37,6 +39,21 @@ class Recurrent(nn.RNNBase):
         elif self.batch_first:
             output = output.transpose(0, 1)
         return output, states[0] if len(states) == 1 else tuple(states)
+
+    def _at_once(self, input, hx) -> Any:
+        """What a padded call without dropout gives, unless the kernels refuse it; None for any other."""
+        if type(input) is not Tensor or input.dim() != 3 or input.size(2) != self.input_size:
+            return None
+        if self.dropout != 0 and self.training:
+            return None
+        x = input.transpose(0, 1) if self.batch_first else input
+        weights = read_weights(self, self._flat_weights_names)
+        stack = stack_of(self.mode, self.num_layers, self.bidirectional)
+        out = at_once(x, hx, self._STATES, weights, stack, kept_weights(self))
+        if out is None:
+            return None
+        output = out[0].transpose(0, 1) if self.batch_first else out[0]
+        return output, out[1] if self._STATES == 1 else tuple(out[1:])
 
     def prepare(self, input: Tensor | PackedSequence, hx) -> Call:
         """Checks the arguments of a call and brings them into the kernels' form."""

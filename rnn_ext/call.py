@@ -7,11 +7,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C import _is_any_autocast_enabled, _is_tracing
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
+from rnn_ext import ops
 from rnn_ext.autograd import recurrent
 from rnn_ext.ops import Stack, raise_out_of_memory
 from rnn_ext.route import reason_for_torch, warn_slow
 
+_PLAIN_TYPES = (Tensor, nn.Parameter)
 UNCHECKED = "torch's operator is to judge these arguments"  # a Call.reason: none of our checks can speak in its words
 
 
@@ -29,7 +34,10 @@ class Call(NamedTuple):
 def read_weights(module: nn.Module, names: Iterable[str]) -> list[Any]:
     """The weights as they are now: a list kept from before goes stale under parametrizations and replaced weights."""
     parameters = module._parameters
-    return [parameters[n] if n in parameters else getattr(module, n) for n in names]
+    try:
+        return [parameters[n] for n in names]
+    except KeyError:
+        return [getattr(module, n) for n in names]
 
 
 def as_call(
@@ -49,6 +57,42 @@ def as_call(
         else:
             reason = reason_for_torch((input, *weights) if states is None else (input, *weights, *states))
     return Call(input, states, batch_sizes, weights, stack, reason)
+
+
+def is_plain() -> bool:
+    """Whether a call made now is what it looks like: not traced, nor wanted in another dtype or with tangents."""
+    return not (is_compiling() or _is_any_autocast_enabled() or _is_tracing() or forward_ad._current_level >= 0)
+
+
+def at_once(x: Tensor, hx: Any, num_states: int, weights: list[Any], stack: Stack, kept: Any) -> Any:
+    """What `run` gives, for a plain call that nobody but the kernels has checked; None for one that they refuse.
+
+    Checks in Python take as long as a small layer: this way they are for calls that are not plain or not right.
+
+    Args:
+        x: [T, B, I] or a cell's [B, I].
+        hx: states as the user gave them.
+        num_states: how many the cell has.
+        weights, stack: as in a Call.
+        kept: as for `run`.
+    """
+    if hx is None or num_states == 1:
+        h_0, c_0 = hx, None
+    elif type(hx) is tuple and len(hx) == 2:
+        h_0, c_0 = hx
+        if h_0 is None or c_0 is None:
+            return None
+    else:
+        return None
+    if not torch.is_grad_enabled():
+        return ops.forward_direct(x, h_0, c_0, weights, stack, kept)
+    for t in (x, *weights, x if h_0 is None else h_0, x if c_0 is None else c_0):
+        if type(t) not in _PLAIN_TYPES or not t.is_cpu:
+            return None
+    try:
+        return recurrent(x, h_0, c_0, weights, None, [], stack, kept)
+    except RuntimeError:  # refused, or memory has run out: the long way tells in torch's words
+        return None
 
 
 def run(call: Call, masks: list[Tensor], on_torch: Callable[[Call], Any], kept: Any) -> Any:

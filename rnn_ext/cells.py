@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import _VF, Tensor, nn
 
-from rnn_ext.call import UNCHECKED, Call, as_call, read_weights, run
+from rnn_ext.call import UNCHECKED, Call, as_call, at_once, is_plain, read_weights, run
 from rnn_ext.frozen import kept_weights
 from rnn_ext.ops import Stack
 
@@ -32,11 +32,20 @@ class Cell(nn.RNNCellBase):
     _STATES: ClassVar[int] = 1
 
     def _forward(self, input, hx):
-        out = run(self.prepare(input, hx), [], self._run_torch, kept_weights(self))
+        out = self._at_once(input, hx) if is_plain() else None
+        if out is None:
+            out = run(self.prepare(input, hx), [], self._run_torch, kept_weights(self))
         states = out[-self._STATES :]  # not y: backward needs that one, and a state may be changed in place
         if input.dim() == 1:
             states = [s.squeeze(0) for s in states]
         return states[0] if len(states) == 1 else tuple(states)
+
+    def _at_once(self, input, hx) -> Any:
+        """What the kernels give for a batch; None for anything else, and for a call that they refuse."""
+        if type(input) is not Tensor or input.dim() != 2 or input.size(1) != self.input_size:
+            return None
+        weights = read_weights(self, _WEIGHTS if self.bias else _WEIGHTS[:2])
+        return at_once(input, hx, self._STATES, weights, self._stack(), kept_weights(self))
 
     def prepare(self, input: Any, hx) -> Call:
         """Checks the arguments of a call and brings them into the kernels' form; wrong sizes are torch's to refuse."""

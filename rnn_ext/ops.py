@@ -11,6 +11,7 @@ step of one layer and direction may go without the dimensions that are one then:
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any, NamedTuple
 
@@ -57,6 +58,9 @@ class Stack(NamedTuple):
         return [recurrent.shape[1], last.shape[1]][: self.states]
 
 
+stack_of = functools.lru_cache(typed=True)(Stack)  # quicker than making another one
+
+
 def forward(x, h_0, c_0, weights, batch_sizes, masks, stack, save, kept=None):
     """The operator: y, h_n, an LSTM's c_n and, if `save`, what backward needs. The arguments are `recurrent`'s.
 
@@ -68,6 +72,15 @@ def forward(x, h_0, c_0, weights, batch_sizes, masks, stack, save, kept=None):
         if out is not NotImplemented:
             return out
     return _forward_op(x, h_0, c_0, weights, batch_sizes, masks or None, *stack, save, invariant)
+
+
+def forward_direct(x, h_0, c_0, weights, stack, kept) -> list[Tensor] | None:
+    """The same of a padded call that saves nothing; None where only the operator can tell what it gives.
+
+    The tensors may be anything, and what is wrong with them gives None, too.
+    """
+    out = _C.forward(x, h_0, c_0, weights, None, (), *stack, False, settings.is_batch_invariant(), kept)
+    return None if out is NotImplemented else out
 
 
 def backward(x, h_0, weights, batch_sizes, masks, y, saved, dy, dh_n, dc_n, stack, needs):

@@ -40,6 +40,26 @@ def test_a_plain_call_needs_no_operator(layer, operators):
 
 
 @each_layer_and_cell
+def test_a_plain_call_is_checked_by_the_kernels_alone(layer, monkeypatch):
+    module, x = make(layer), layer.random_input(4)
+    expected = step(layer, module, x)
+    with torch.no_grad():
+        outputs = layer.named_outputs(module(x, None))
+        monkeypatch.setattr(type(module), "prepare", None)
+        assert all(torch.equal(outputs[name], t) for name, t in layer.named_outputs(module(x, None)).items())
+    assert all(torch.equal(a, b) for a, b in zip(step(layer, module, x), expected, strict=True))
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_a_call_is_plain_whatever_was_called_with_options_equal_to_its_own(layer, monkeypatch):
+    x = layer.random_input(4)
+    layer.make_ours(4, 5, bidirectional=1)(x)  # 1 == True, but is not what the kernels take for it
+    module = make(layer)
+    monkeypatch.setattr(type(module), "prepare", None)
+    module(x)
+
+
+@each_layer_and_cell
 def test_a_direct_call_gives_the_bits_of_the_operator(layer, operators, monkeypatch):
     module, x = make(layer), layer.random_input(4)
     direct = step(layer, module, x)
