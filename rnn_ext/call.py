@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._C import _is_any_autocast_enabled, _is_tracing
+from torch._C import _are_functorch_transforms_active, _is_any_autocast_enabled, _is_tracing
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from rnn_ext import ops
+from rnn_ext import ops, settings
 from rnn_ext.autograd import recurrent
 from rnn_ext.ops import Stack, raise_out_of_memory
 from rnn_ext.route import reason_for_torch, warn_slow
@@ -34,10 +34,7 @@ class Call(NamedTuple):
 def read_weights(module: nn.Module, names: Iterable[str]) -> list[Any]:
     """The weights as they are now: a list kept from before goes stale under parametrizations and replaced weights."""
     parameters = module._parameters
-    try:
-        return [parameters[n] for n in names]
-    except KeyError:
-        return [getattr(module, n) for n in names]
+    return [parameters[n] if n in parameters else getattr(module, n) for n in names]
 
 
 def as_call(
@@ -60,39 +57,63 @@ def as_call(
 
 
 def is_plain() -> bool:
-    """Whether a call made now is what it looks like: not traced, nor wanted in another dtype or with tangents."""
-    return not (is_compiling() or _is_any_autocast_enabled() or _is_tracing() or forward_ad._current_level >= 0)
+    """Whether a call made now is what it looks like: not traced nor transformed, nor wanted in another dtype."""
+    return not (
+        is_compiling()
+        or _is_any_autocast_enabled()
+        or _is_tracing()
+        or _are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
 
 
-def at_once(x: Tensor, hx: Any, num_states: int, weights: list[Any], stack: Stack, kept: Any) -> Any:
-    """What `run` gives, for a plain call that nobody but the kernels has checked; None for one that they refuse.
+def at_once(
+    x: Tensor, states: Sequence[Tensor], module: nn.Module, names: Iterable[str], stack: Stack, kept: Any
+) -> Any:
+    """What `run` gives for a plain call whose weights nobody but the kernels has checked; None if they refuse it.
 
-    Checks in Python take as long as a small layer: this way they are for calls that are not plain or not right.
+    Checks in Python take as long as a small layer: this way they are for calls that are not plain or not right. Nothing
+    has happened when the answer is None: weights that have to be computed are left to the long way.
 
     Args:
         x: [T, B, I] or a cell's [B, I].
-        hx: states as the user gave them.
-        num_states: how many the cell has.
-        weights, stack: as in a Call.
+        states: all of them, of the right shapes, or none.
+        module, names: where the weights are, and their names; the last two may be None.
+        stack: as in a Call.
         kept: as for `run`.
     """
-    if hx is None or num_states == 1:
-        h_0, c_0 = hx, None
-    elif type(hx) is tuple and len(hx) == 2:
-        h_0, c_0 = hx
-        if h_0 is None or c_0 is None:
-            return None
-    else:
+    parameters = module._parameters
+    try:
+        weights: list[Any] = [parameters[n] for n in names]
+    except KeyError:
         return None
+    if weights[-1] is None and weights[-2] is None:
+        weights = weights[:-2]
+    h_0, c_0 = (*states, None)[:2] if states else (None, None)
     if not torch.is_grad_enabled():
         return ops.forward_direct(x, h_0, c_0, weights, stack, kept)
-    for t in (x, *weights, x if h_0 is None else h_0, x if c_0 is None else c_0):
+    if settings.checkpoint_steps() is not None:
+        return None
+    for t in (x, *weights, *states):
         if type(t) not in _PLAIN_TYPES or not t.is_cpu:
             return None
     try:
         return recurrent(x, h_0, c_0, weights, None, [], stack, kept)
-    except RuntimeError:  # refused, or memory has run out: the long way tells in torch's words
+    except RuntimeError as error:
+        if "rnn_ext:" not in str(error):  # not one of the kernels' own checks
+            raise
         return None
+
+
+def plain_states(hx: Any, shapes: Sequence[tuple[int, ...]]) -> Sequence[Tensor] | None:
+    """hx as it is given, as a tuple of plain tensors of these shapes; None if it is anything else."""
+    states = (hx,) if len(shapes) == 1 else hx
+    if type(states) is not tuple or len(states) != len(shapes):
+        return None
+    for state, shape in zip(states, shapes, strict=True):
+        if type(state) not in _PLAIN_TYPES or state.shape != shape:
+            return None
+    return states
 
 
 def run(call: Call, masks: list[Tensor], on_torch: Callable[[Call], Any], kept: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import _VF, Tensor, nn
 
-from rnn_ext.call import UNCHECKED, Call, as_call, at_once, is_plain, read_weights, run
+from rnn_ext.call import UNCHECKED, Call, as_call, at_once, is_plain, plain_states, read_weights, run
 from rnn_ext.frozen import kept_weights
 from rnn_ext.ops import Stack
 
@@ -42,10 +42,17 @@ class Cell(nn.RNNCellBase):
 
     def _at_once(self, input, hx) -> Any:
         """What the kernels give for a batch; None for anything else, and for a call that they refuse."""
-        if type(input) is not Tensor or input.dim() != 2 or input.size(1) != self.input_size:
+        if type(input) is not Tensor or input.layout is not torch.strided or input.dim() != 2:
             return None
-        weights = read_weights(self, _WEIGHTS if self.bias else _WEIGHTS[:2])
-        return at_once(input, hx, self._STATES, weights, self._stack(), kept_weights(self))
+        batch, features = input.shape
+        if features != self.input_size or self.hidden_size == 0:
+            return None
+        states: Any = ()
+        if hx is not None:
+            states = plain_states(hx, ((batch, self.hidden_size),) * self._STATES)
+            if states is None:
+                return None
+        return at_once(input, states, self, _WEIGHTS, self._stack(), kept_weights(self))
 
     def prepare(self, input: Any, hx) -> Call:
         """Checks the arguments of a call and brings them into the kernels' form; wrong sizes are torch's to refuse."""

@@ -11,7 +11,6 @@ step of one layer and direction may go without the dimensions that are one then:
 
 from __future__ import annotations
 
-import functools
 import re
 from typing import Any, NamedTuple
 
@@ -56,9 +55,6 @@ class Stack(NamedTuple):
         if recurrent.dim() != 2 or last.dim() != 2:
             raise RuntimeError("rnn_ext: weight_hh and weight_hr must have 2 dimensions")
         return [recurrent.shape[1], last.shape[1]][: self.states]
-
-
-stack_of = functools.lru_cache(typed=True)(Stack)  # quicker than making another one
 
 
 def forward(x, h_0, c_0, weights, batch_sizes, masks, stack, save, kept=None):

@@ -3,9 +3,12 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
-from rnn_ext import _C, ops
+import rnn_ext
+from rnn_ext import _C, base, cells, ops
 from tests.subject import CELLS, LAYERS, gradients_of
+from tests.test_errors import is_error, outcome
 from tests.tolerances import assert_all_close, assert_close
 
 pytestmark = pytest.mark.sanitize
@@ -50,13 +53,89 @@ def test_a_plain_call_is_checked_by_the_kernels_alone(layer, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(step(layer, module, x), expected, strict=True))
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_a_call_is_plain_whatever_was_called_with_options_equal_to_its_own(layer, monkeypatch):
-    x = layer.random_input(4)
-    layer.make_ours(4, 5, bidirectional=1)(x)  # 1 == True, but is not what the kernels take for it
-    module = make(layer)
-    monkeypatch.setattr(type(module), "prepare", None)
-    module(x)
+def long_way(monkeypatch):
+    """Calls are checked in Python from now on."""
+    for owner in (base, cells):
+        monkeypatch.setattr(owner, "is_plain", lambda: False)
+
+
+def assert_the_long_way_gives_the_same(call, monkeypatch):
+    """Twice the same error, or the same bits."""
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad), monkeypatch.context() as patch:
+            short = outcome(call)
+            long_way(patch)
+            long = outcome(call)
+        if is_error(long):
+            assert short == long
+        else:
+            assert all(torch.equal(a, b) for a, b in zip(short, long, strict=True))
+
+
+def flat(outputs):
+    y, *states = outputs if isinstance(outputs, tuple) else (outputs,)
+    return [y, *(s for state in states for s in (state if isinstance(state, tuple) else (state,)))]
+
+
+def wrong_states(layer):
+    """States of the sizes of another batch, of other layers, of fewer dimensions, and of another dtype."""
+    right = layer.state_shapes(*((3,) if layer.is_cell else (1, 3)), 5)
+    changes = [lambda s: (*s[:-2], 1, s[-1]), lambda s: (2, *s[-2:]), lambda s: s[1:], lambda s: s[-1:], lambda s: ()]
+    for change in changes:
+        yield layer.state(*[torch.zeros(change(shape)) for shape in right])
+    yield layer.state(*[torch.zeros(shape, dtype=torch.float64) for shape in right])
+
+
+@each_layer_and_cell
+def test_wrong_states_are_refused_under_checkpoints_and_transforms(layer, monkeypatch):
+    module = layer.make_ours(4, 5)
+    x = torch.randn(3, 4) if layer.is_cell else torch.randn(6, 3, 4)
+    for hx in wrong_states(layer):
+        with rnn_ext.checkpoint_time(2):
+            assert_the_long_way_gives_the_same(lambda hx=hx: flat(module(x, hx)), monkeypatch)
+        mapped = torch.func.vmap(lambda x, hx=hx: flat(module(x, hx)))
+        assert_the_long_way_gives_the_same(lambda mapped=mapped: mapped(torch.stack([x, x])), monkeypatch)
+
+
+@each_layer_and_cell
+@pytest.mark.parametrize("name", ["hidden_size", "input_size", "bias"])
+@pytest.mark.parametrize("with_states", [True, False])
+def test_an_attribute_changed_later_is_seen(layer, name, with_states, monkeypatch):
+    module, x = layer.make_ours(4, 5), layer.random_input(4)
+    setattr(module, name, False if name == "bias" else 7)
+    shapes = layer.state_shapes(*((x.shape[0],) if layer.is_cell else (1, x.shape[1])), 5)
+    hx = layer.state(*map(torch.zeros, shapes)) if with_states else None
+    assert_the_long_way_gives_the_same(lambda: flat(module(x, hx)), monkeypatch)
+
+
+@each_layer_and_cell
+def test_a_weight_that_is_computed_is_computed_once(layer):
+    class Count(nn.Module):
+        calls = 0
+
+        def forward(self, w):
+            Count.calls += 1
+            return w
+
+    module, x = layer.make_ours(4, 5), layer.random_input(4)
+    parametrize.register_parametrization(module, "weight_hh" if layer.is_cell else "weight_hh_l0", Count())
+    Count.calls = 0
+    with torch.no_grad(), torch.profiler.profile():
+        module(x)
+    assert Count.calls == 1
+
+
+@each_layer_and_cell
+def test_an_error_that_is_not_the_kernels_is_raised_at_once(layer):
+    calls = []
+
+    def fail(tensor):
+        calls.append(tensor)
+        raise RuntimeError("of a hook")
+
+    with pytest.raises(RuntimeError, match="of a hook"), torch.autograd.graph.saved_tensors_hooks(fail, lambda t: t):
+        make(layer)(layer.random_input(4))
+    assert len(calls) == 1
 
 
 @each_layer_and_cell
