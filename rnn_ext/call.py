@@ -100,9 +100,14 @@ def at_once(
     try:
         return recurrent(x, h_0, c_0, weights, None, [], stack, kept)
     except RuntimeError as error:
-        if "rnn_ext:" not in str(error):  # not one of the kernels' own checks
+        if not is_refusal(error):
             raise
         return None
+
+
+def is_refusal(error: RuntimeError) -> bool:
+    """Whether an error is one of the kernels' own checks."""
+    return "rnn_ext:" in str(error)
 
 
 def plain_states(hx: Any, shapes: Sequence[tuple[int, ...]]) -> Sequence[Tensor] | None:
@@ -125,7 +130,7 @@ def run(call: Call, masks: list[Tensor], on_torch: Callable[[Call], Any], kept: 
             return recurrent(input, h_0, c_0, weights, batch_sizes, masks, stack, kept)
         except RuntimeError as error:
             raise_out_of_memory(error)
-            if "rnn_ext:" not in str(error):  # not one of the kernels' own checks
+            if not is_refusal(error):
                 raise
             reason = "the kernels refuse the arguments"
     out = on_torch(call)  # raises in torch's words what is wrong with the arguments
