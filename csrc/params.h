@@ -75,6 +75,7 @@ enum class Weights : int {                     // how they become operands
 struct Plan {
   Multiply multiply = Multiply::fma;
   Split split = Split::none;
+  bool by_sequence = false;  // a vector is a unit of many sequences (by_sequence.h), not many units of a sequence
   bool split_directions = false;  // half of the threads for each direction
   Weights weights = Weights::packed;
   int threads = 1;

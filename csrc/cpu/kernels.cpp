@@ -45,6 +45,7 @@ namespace {
 #include "weight_gradients.h"
 #include "backward.h"
 #include "stack.h"
+#include "by_sequence.h"
 
 // Calls act with the way to multiply that the plan asks for.
 template <class S, class Act>
@@ -61,6 +62,8 @@ auto with_product([[maybe_unused]] const Plan& plan, Act act) {
 
 template <template <class, class, class> class Loops, class Cell, class S, class Args>
 size_t workspace_bytes(const Args& args) {
+  if constexpr (sizeof(S) == sizeof(Compute<S>))
+    if (args.plan.by_sequence) return BySequence<Cell, S, Args>(args, 0).workspace_bytes();
   return with_product<S>(args.plan, [&](auto product) -> size_t {
     return Loops<Cell, S, decltype(product)>(args).workspace_bytes();
   });
@@ -68,6 +71,8 @@ size_t workspace_bytes(const Args& args) {
 
 template <template <class, class, class> class Loops, class Cell, class S, class Args>
 void run(const Args& args, const Team& team) {
+  if constexpr (sizeof(S) == sizeof(Compute<S>))
+    if (args.plan.by_sequence) return BySequence<Cell, S, Args>(args, team.rank).run(team);
   with_product<S>(args.plan, [&](auto product) { run_stack<Loops<Cell, S, decltype(product)>>(args, team); });
 }
 

@@ -30,6 +30,15 @@ constexpr double kFlopsOfStepForThreads = 1e6, kWeightsForThreads = 1e5;
 constexpr int64_t kTileSequences = 16, kTileUnits = 128, kTileStates = 4096;
 constexpr double kFlopsForHiddenSplitOfTiles = 6e6;  // one step, where a worker would have less than a tile of sequences
 constexpr int64_t kChunkBytes = 2 * 1024 * 1024;
+// By sequence: where it takes fewer vectors, or not more in layers of few weights. Tried out at H 3 to 200, I 1 to 128, B 4
+// to 256, all cells, one and two threads. Inputs must be one block of a sum, and not so many that turning rows into columns
+// is most of the work; a block has one thread, so that long calls need many blocks. Threads are worth it from fewer
+// operations on, since none waits for another; beside its products a gate of a unit takes some.
+constexpr double kFewerVectors = 1.15;
+constexpr int64_t kFewColumns = 32, kBytesBySequence = 256 * 1024, kInputsBySequence = 128, kInputsPerGate = 8;
+constexpr int64_t kManyBlocks = 8;
+constexpr double kFlopsOfOneBlock = kFlopsForThreads, kFlopsOfFewBlocks = 3e7;
+constexpr double kFlopsForThreadsBySequence = 7e5, kFlopsOfGate = 40;
 // Layer wavefront: tried out at L 2 to 4, H 64 to 256, B 1 and 4, T 100, two threads, all cells. Shorter sequences are
 // over before all layers are at work; more of them (with a projection four are too many, and two not tried) are better
 // off otherwise, and so are layers with more weights than this in W_hh where the units can be split.
@@ -57,6 +66,25 @@ Multiply multiply_for(const Sequences& seq, const Shape& shape, DType dtype, boo
   return worth_it && !batch_invariant ? Multiply::amx : Multiply::fma;
 }
 
+int64_t lanes(DType dtype) {
+  const int64_t bytes = active() >= Isa::avx512 ? 64 : active() == Isa::avx2 ? 32 : 16;
+  return bytes / (dtype == DType::float64 ? 8 : 4);
+}
+
+int64_t blocks(int64_t numbers, int64_t block) { return (numbers + block - 1) / block; }
+
+// Must not depend on the threads: it decides the order of sums in the gradients of the weights.
+bool goes_by_sequence(const Sequences& seq, const Shape& shape, int gates, DType dtype, double flops) {
+  if (dtype == DType::bfloat16 || dtype == DType::float16 || shape.projected || seq.batch_sizes) return false;
+  const int64_t inputs = std::max(shape.I, shape.L > 1 ? shape.D * shape.H : 0), columns = inputs + shape.H;
+  const int64_t bytes = gates * shape.H * columns * (dtype == DType::float64 ? 8 : 4);
+  if (inputs > std::min(kInputsBySequence, kInputsPerGate * gates * shape.H) || bytes > kBytesBySequence) return false;
+  const int64_t count = blocks(seq.B, lanes(dtype));
+  if (count < kManyBlocks && flops > (count > 1 ? kFlopsOfFewBlocks : kFlopsOfOneBlock)) return false;
+  const double by_unit = double(seq.B * blocks(shape.H, lanes(dtype))), by_sequence = double(count * shape.H);
+  return by_unit >= kFewerVectors * by_sequence || (by_unit >= by_sequence && columns <= kFewColumns);
+}
+
 }  // namespace
 
 void set_float32_product(Float32Product product) { chosen_product = product; }
@@ -82,6 +110,19 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   const bool pairs = plan.multiply == Multiply::bf16;  // whose weights are packed in no time
   const bool few_rows =
       seq.R <= kUnpackedRows || (one_step && !frozen && !pairs && terms <= std::min(shape.I, shape.P));
+  const double step_flops = 2.0 * (gates + shape.projected) * shape.H * shape.P;  // of one sequence and direction
+  const double flops = double(seq.R) * shape.L * shape.D * (step_flops + 2.0 * gates * shape.H * shape.I);
+  // What forward keeps lies in another order: this must not depend on anything that can change before backward either.
+  if (goes_by_sequence(seq, shape, gates, dtype, flops) && (batch_invariant || !few_rows)) {
+    plan.by_sequence = true;
+    plan.multiply = Multiply::fma;
+    plan.weights = Weights::as_they_lie;
+    const double of_gates = kFlopsOfGate * double(seq.R * shape.L * shape.D * gates * shape.H);
+    if (flops + of_gates >= kFlopsForThreadsBySequence)
+      plan.threads = int(std::min<int64_t>(threads, blocks(seq.B, lanes(dtype))));
+    if (plan.threads > 1) plan.split = Split::batch;
+    return plan;
+  }
   if (!batch_invariant && plan.multiply != Multiply::amx && few_rows) {
     plan.multiply = Multiply::fma;
     plan.weights = Weights::as_they_lie;
@@ -89,8 +130,6 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
     plan.weights = Weights::in_pieces;
   }
 
-  const double step_flops = 2.0 * (gates + shape.projected) * shape.H * shape.P;  // of one sequence and direction
-  const double flops = double(seq.R) * shape.L * shape.D * (step_flops + 2.0 * gates * shape.H * shape.I);
   const double numbers = flops / (2.0 * double(seq.R));  // in the weights
   const bool worth_threads = one_step ? flops >= kFlopsOfStepForThreads || numbers >= kWeightsForThreads
                                       : flops >= kFlopsForThreads;
@@ -131,6 +170,7 @@ const char* name(Multiply multiply) {
 }
 
 const char* name(const Plan& plan) {
+  if (plan.by_sequence) return "by sequence";
   if (plan.weights == Weights::as_they_lie) return "unpacked";
   if (plan.weights == Weights::in_pieces) return "one step";
   if (plan.threads == 1) return "serial";
