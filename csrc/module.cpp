@@ -71,12 +71,13 @@ void choose_float32_product(const std::string& name) {
 }
 
 py::tuple plan(const std::string& mode, int64_t T, int64_t B, int64_t R, int64_t I, int64_t H, int64_t proj_size,
-               int64_t L, int64_t D, const std::string& dtype, int threads, bool batch_invariant, bool frozen) {
+               int64_t L, int64_t D, const std::string& dtype, int threads, bool batch_invariant, bool frozen, bool packed) {
   const int cell = checked_cell(mode);
   Sequences seq;
   seq.T = T;
   seq.B = B;
   seq.R = R;
+  if (packed) seq.batch_sizes = &B;  // a plan asks no more than whether there are any
   const Shape shape{I, H, proj_size > 0 ? proj_size : H, L, D, true, proj_size > 0};
   const Plan p = make_plan(seq, shape, cell_facts[cell].gates, checked_dtype(dtype), threads, batch_invariant, frozen);
   return py::make_tuple(name(p), p.threads, name(p.multiply));
@@ -103,7 +104,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cells") = cells;  // by mode: weight rows per hidden unit, states, numbers per unit that backward needs
   m.def("plan", &plan, py::arg("mode"), py::arg("T"), py::arg("B"), py::arg("rows"), py::arg("I"), py::arg("H"),
         py::arg("proj_size"), py::arg("L"), py::arg("D"), py::arg("dtype"), py::arg("threads"), py::arg("batch_invariant"),
-        py::arg("frozen"),
+        py::arg("frozen"), py::arg("packed"),
         "(name, threads, product) of the plan that a call of this shape takes; dtype is float32, float64, bfloat16 or "
         "float16, proj_size 0 without a projection. Raises ValueError for an unknown mode or dtype.");
   m.def("set_float32_product", &choose_float32_product, py::arg("product"), "See rnn_ext.set_float32_product.");

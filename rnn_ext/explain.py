@@ -19,6 +19,7 @@ from rnn_ext.frozen import kept_weights
 _PLANS = {
     "unpacked": "so few rows that the weights are used as they lie",
     "one step": "each weight is used once, and packed just before",
+    "by sequence": "a vector holds one hidden unit of many sequences, and each thread runs its own sequences",
     "serial": "too little work for a second thread",
     "pipeline": "one thread runs the time loop, the others the large products of the neighbouring steps",
     "batch split": "each thread runs its own sequences",
@@ -130,8 +131,9 @@ def explain(
         threads,
         settings.is_batch_invariant(),
         frozen,
+        call.batch_sizes is not None,
     )
-    frozen = frozen and plan != "unpacked"
+    frozen = frozen and plan not in ("unpacked", "by sequence")
     reason = "torch runs on one thread" if plan == "serial" and threads == 1 else _PLANS[plan]
     return Explanation("kernel", reason, plan, _C.isa(), threads_of_call, product, frozen, checkpoint_steps)
 

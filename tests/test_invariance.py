@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import rnn_ext
 from tests.covering import each_meeting
 from tests.subject import DTYPES, HALVES, LAYERS, Layer, named_outputs, run_python
+from tests.tolerances import assert_close
 
 each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -96,7 +97,7 @@ def test_a_sequence_does_not_depend_on_the_rest_of_the_batch(layer, dtype, shape
 def test_dx_of_two_directions_does_not_depend_on_the_chunks_of_the_whole_batch(layer, dtype, packed):
     """A sequence alone is one chunk; in the whole batch either direction comes first to some of its steps."""
     lengths = torch.arange(300) % 5 + 2 if packed else None
-    batch = Batch(layer, (300, 6, 7, 9), dtype, lengths, bidirectional=True)
+    batch = Batch(layer, (300, 6, 7, 16), dtype, lengths, bidirectional=True)
     with rnn_ext.batch_invariant():
         whole = batch.run()["dx"]
         for part in ([0], [299], [149, 3]):
@@ -157,6 +158,47 @@ def test_nothing_packed_depends_on_the_number_of_threads(layer, dtype):
             results.append(batch.run())
     assert_bitwise_equal(results[1], results[0])
     assert_bitwise_equal(results[2], results[0])
+
+
+# Small layers on many sequences, where a vector holds one unit of a block of them: the last block is not full; more blocks
+# than partial sums of the gradients of the weights; more steps than these are taken from at once.
+BLOCKS = [(301, 5, 3, 5), (37, 40, 6, 9), (21, 33, 1, 5)]
+each_block_shape = pytest.mark.parametrize("shape", BLOCKS, ids=str)
+each_unprojected = pytest.mark.parametrize("layer", [layer for layer in LAYERS if not layer.projected], ids=str)
+each_own_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+@pytest.mark.sanitize
+@each_unprojected
+@each_own_dtype
+@each_block_shape
+@each_stack
+def test_blocks_of_sequences_give_the_same_bits_on_any_number_of_threads(layer, dtype, shape, options):
+    batch, results = Batch(layer, shape, dtype, **options), []
+    for threads in (1, 2, 3, 5):
+        torch.set_num_threads(threads)
+        if rnn_ext._C.float32_product() != "amx":
+            assert rnn_ext.explain(batch.module, batch.x).plan == "by sequence"
+        results.append(batch.run())
+    for result in results[1:]:
+        assert_bitwise_equal(result, results[0])
+
+
+@each_unprojected
+@each_own_dtype
+@each_block_shape
+@each_stack
+def test_blocks_of_sequences_give_the_bits_of_vectors_of_units(layer, dtype, shape, options):
+    """A packed batch has vectors of units. Only gradients of weights are summed in another order."""
+    batch = Batch(layer, shape, dtype, **options)
+    by_sequence = batch.run()
+    batch.lengths = torch.full(shape[:1], shape[1])
+    by_unit = batch.run()
+    for name, expected in by_unit.items():
+        if name.startswith(("dweight", "dbias")):
+            assert_close(by_sequence[name], expected, scale=expected.abs().max().item())
+        else:
+            assert torch.equal(by_sequence[name], expected), name
 
 
 # Few sequences, whose hidden units are split among the threads: evenly or not, and inside of a product's panel.

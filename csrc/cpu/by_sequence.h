@@ -147,6 +147,7 @@ class BySequence<Cell, T, ForwardArgs> {
     a = w.take<T>(C * H * kLane);
     h = w.take<T>(H * kLane);
     c = w.take<T>(H * kLane);
+    kept = w.take<T>(args.tape ? Cell::tape * H * kLane : 0);
     bias = w.take<T>(C * H);
     bytes = w.used;
   }
@@ -188,8 +189,10 @@ class BySequence<Cell, T, ForwardArgs> {
       const int64_t t = args.seq.time(d, s), row = blocks.row(t, b);
       blocks.load_input(x, kLane, layer, below, t, b, spare);
       pre_activations(layer.weights(d), layer.inputs());
-      update(layer.tape(static_cast<T*>(args.tape), d, row, Cell::tape), n);
+      update();
       store_columns(output(layer.l) + row * ldy + d * H, ldy, n, H, h);
+      if (Cell::tape > 0 && args.tape)
+        store_columns(layer.tape(static_cast<T*>(args.tape), d, row, Cell::tape), Cell::tape * H, n, Cell::tape * H, kept);
     }
     blocks.store_state(layer, args.h_n, d, b, h);
     if (Cell::carry == Carry::cell) blocks.store_state(layer, args.c_n, d, b, c);
@@ -218,26 +221,25 @@ class BySequence<Cell, T, ForwardArgs> {
     return pack_of<T, M>([&](int i) { return splat(bias[m + i]); });
   }
 
-  // The cell; what it keeps for backward as columns of n numbers.
-  void update(T* tape, int64_t n) {
+  // The cell.
+  void update() {
     in_groups<kTogether<Cell>>(H, [&](auto count, int64_t j) {
       constexpr int N = count.value;
       using V = Pack<T, N>;
-      V in[C], kept[Cell::tape + 1 /* never none */], before = load_columns<T, N>(h + j * kLane, kLane), cell{};
+      V in[C], tape[Cell::tape + 1 /* never none */], before = load_columns<T, N>(h + j * kLane, kLane), cell{};
       for (int i = 0; i < C; ++i) in[i] = load_columns<T, N>(a + (i * H + j) * kLane, kLane);
       if (Cell::carry == Carry::cell) cell = load_columns<T, N>(c + j * kLane, kLane);
-      store_columns(h + j * kLane, kLane, Cell::forward(in, before, cell, kept));
+      store_columns(h + j * kLane, kLane, Cell::forward(in, before, cell, tape));
       if (Cell::carry == Carry::cell) store_columns(c + j * kLane, kLane, cell);
-      if (!tape) return;
-      for (int i = 0; i < Cell::tape; ++i)
-        for_vectors_of<N>([&](int v) { store(tape + (i * H + j + v) * n, kept[i].v[v], n); });
+      if (!args.tape) return;
+      for (int i = 0; i < Cell::tape; ++i) store_columns(kept + (i * H + j) * kLane, kLane, tape[i]);
     });
   }
 
   const ForwardArgs& args;
   const Blocks<T, ForwardArgs> blocks;
   const int64_t H;
-  T *x, *spare, *a, *h, *c, *bias;
+  T *x, *spare, *a, *h, *c, *kept, *bias;
   size_t bytes;
 };
 
@@ -262,6 +264,7 @@ class BySequence<Cell, T, BackwardArgs> {
     h = w.take<T>(H * ld);
     dh = w.take<T>(H * kLane);
     carry = w.take<T>(H * kLane);
+    kept = w.take<T>(Cell::tape * H * kLane);
     dx = w.take<T>(widest * kLane);
     spare = w.take<T>((widest > H ? widest : H) * kLane);
     da_sum = w.take<T>(round_up(C * H, kLane) * kLane);
@@ -366,23 +369,25 @@ class BySequence<Cell, T, BackwardArgs> {
       blocks.load_state(spare, kLane, layer, args.dh_n, d, b);
       for (int64_t j = 0; j < H * kLane; ++j) dh[j] += spare[j];
     }
-    update(layer.tape(static_cast<const T*>(args.tape), d, row, Cell::tape), n, at);
+    if (Cell::tape > 0)
+      load_columns(kept, kLane, layer.tape(static_cast<const T*>(args.tape), d, row, Cell::tape), Cell::tape * H, n,
+                   Cell::tape * H);
+    update(n, at);
     if (args.gradients)
       blocks.load_input(x + at * kLane, ld, layer, layer.l > 0 ? output(layer.l - 1) : nullptr, t, b, spare);
     if (dx_of(layer.l)) input_gradient(layer, d, row, n, at);
   }
 
   // The cell. A lane without a sequence gets zeros, whatever the weights are.
-  void update(const T* tape, int64_t n, int64_t at) {
+  void update(int64_t n, int64_t at) {
     in_groups<kTogether<Cell>>(H, [&](auto count, int64_t j) {
       constexpr int N = count.value;
       using V = Pack<T, N>;
-      V kept[Cell::tape + 1 /* never none */], da_t[C], dh_t = load_columns<T, N>(dh + j * kLane, kLane), carried{};
-      for (int i = 0; i < Cell::tape; ++i)
-        kept[i] = pack_of<T, N>([&](int v) { return load(tape + (i * H + j + v) * n, n); });
+      V tape[Cell::tape + 1 /* never none */], da_t[C], dh_t = load_columns<T, N>(dh + j * kLane, kLane), carried{};
+      for (int i = 0; i < Cell::tape; ++i) tape[i] = load_columns<T, N>(kept + (i * H + j) * kLane, kLane);
       if (Cell::carry != Carry::none) carried = load_columns<T, N>(carry + j * kLane, kLane);
       if (Cell::carry == Carry::hidden) dh_t = dh_t + carried;
-      Cell::backward(kept, load_columns<T, N>(h + (at + 1) * kLane + j * ld, ld), dh_t, carried, da_t);
+      Cell::backward(tape, load_columns<T, N>(h + (at + 1) * kLane + j * ld, ld), dh_t, carried, da_t);
       if (Cell::carry != Carry::none) store_columns(carry + j * kLane, kLane, carried);
       for (int i = 0; i < C; ++i)
         for_vectors_of<N>([&](int v) {
@@ -459,7 +464,7 @@ class BySequence<Cell, T, BackwardArgs> {
   const Blocks<T, BackwardArgs> blocks;
   const int64_t H, steps, ld, partial_sums;  // ld: of a chunk's columns, one place more than it has steps
   T *da, *x, *h;                             // [C*H, ld], [I, ld], [H, ld]: of the steps of a chunk; h is that before each
-  T *dh, *carry, *dx, *spare;                // [H], [H], [I] and the larger of both, of a step
+  T *dh, *carry, *kept, *dx, *spare;         // [H], [H], [tape*H], [I] and the larger of H and I, of a step
   T* da_sum;                                 // [C*H]: over all steps
   T* dx_below[2];
   T* partial;  // [partial_sums, partial_size]

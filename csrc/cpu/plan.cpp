@@ -112,10 +112,9 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
       seq.R <= kUnpackedRows || (one_step && !frozen && !pairs && terms <= std::min(shape.I, shape.P));
   const double step_flops = 2.0 * (gates + shape.projected) * shape.H * shape.P;  // of one sequence and direction
   const double flops = double(seq.R) * shape.L * shape.D * (step_flops + 2.0 * gates * shape.H * shape.I);
-  // What forward keeps lies in another order: this must not depend on anything that can change before backward either.
-  if (goes_by_sequence(seq, shape, gates, dtype, flops) && (batch_invariant || !few_rows)) {
+  if (plan.multiply == Multiply::fma && (batch_invariant || !few_rows) &&
+      goes_by_sequence(seq, shape, gates, dtype, flops)) {
     plan.by_sequence = true;
-    plan.multiply = Multiply::fma;
     plan.weights = Weights::as_they_lie;
     const double of_gates = kFlopsOfGate * double(seq.R * shape.L * shape.D * gates * shape.H);
     if (flops + of_gates >= kFlopsForThreadsBySequence)
