@@ -2,8 +2,8 @@
 // made from them. LibTorch stable ABI alone.
 //
 // The checks here keep a wrong call from reading or writing memory that is not there. For a plain call they are all
-// there is beside its shapes (at_once in rnn_ext/call.py). Where one fails, base.py and cells.py check the call in
-// torch's words, or call.py lets torch judge it.
+// there is, but for the sizes that its module has (at_once in direct.cpp). Where one fails, base.py and cells.py check the
+// call in torch's words, or call.py lets torch judge it.
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>

@@ -13,11 +13,12 @@ namespace {
 
 // What `set_up_direct` was given. Lives as long as the process.
 struct {
-  PyObject* tensor_types = nullptr;  // exact types of plain tensors
-  PyObject* to_handles = nullptr;    // list of tensors -> list of capsules, each with a new handle
-  PyObject* from_handles = nullptr;  // the inverse, which takes the handles over
-  PyObject* modes = nullptr;         // functions that tell of a mode in which somebody else looks at every operator
-  PyObject* is_neg = nullptr;        // torch.Tensor's method
+  PyObject* tensor_types = nullptr;   // exact types of plain tensors
+  PyObject* to_handles = nullptr;     // list of tensors -> list of capsules, each with a new handle
+  PyObject* from_handles = nullptr;   // the inverse, which takes the handles over
+  PyObject* modes = nullptr;          // functions that tell of a mode in which a call is not just what it looks like
+  PyObject* is_neg = nullptr;         // torch.Tensor's method
+  PyObject* requires_grad = nullptr;  // the name of its attribute
 } torch_side;
 
 struct Ref {  // owns a Python object; null after an error of Python's
@@ -77,6 +78,12 @@ class Inputs {
     return usable;
   }
 
+  bool require_gradients() const {
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list_.object); ++i)
+      if (Ref(PyObject_GetAttr(PyList_GET_ITEM(list_.object, i), torch_side.requires_grad)).is_true()) return true;
+    return false;
+  }
+
   Tensor take() { return std::move(handles_[taken_++]); }
   Maybe take_maybe(PyObject* given) { return given == Py_None ? Maybe() : Maybe(take()); }
   Tensors take_all(PyObject* given) {
@@ -130,7 +137,7 @@ PyObject* set_up_direct(PyObject*, PyObject* const* args, Py_ssize_t count) {
   PyObject* const is_neg = type == nullptr ? nullptr : PyObject_GetAttrString(type, "is_neg");
   if (is_neg == nullptr) return nullptr;
   for (Py_ssize_t i = 0; i < count; ++i) Py_INCREF(args[i]);
-  torch_side = {args[0], args[1], args[2], args[3], is_neg};
+  torch_side = {args[0], args[1], args[2], args[3], is_neg, PyUnicode_InternFromString("requires_grad")};
   Py_RETURN_NONE;
 }
 
@@ -165,6 +172,72 @@ PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
     return forward_on(cpu, std::move(x_t), std::move(h_0_t), std::move(c_0_t), std::move(weights_t),
                       std::move(batch_sizes_t), std::move(masks_t), mode, num_layers, bidirectional, save,
                       batch_invariant, true);
+  });
+}
+
+// The weights of a module: those of `names` among its parameters, without the last two if both are None. Null, without an
+// error, if one is not there.
+PyObject* find_weights(PyObject* parameters, PyObject* names) {
+  const Ref all(PySequence_Fast(names, "expected a sequence of names"));
+  if (all.object == nullptr || !PyDict_Check(parameters)) return nullptr;
+  Py_ssize_t count = PySequence_Fast_GET_SIZE(all.object);
+  PyObject* weights = PyList_New(0);
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* weight = PyDict_GetItemWithError(parameters, PySequence_Fast_GET_ITEM(all.object, i));
+    if (weight == nullptr || PyList_Append(weights, weight) != 0) {
+      Py_DECREF(weights);
+      return nullptr;
+    }
+  }
+  if (count > 2 && PyList_GET_ITEM(weights, count - 1) == Py_None && PyList_GET_ITEM(weights, count - 2) == Py_None)
+    PyList_SetSlice(weights, count - 2, count, nullptr);
+  return weights;
+}
+
+PyObject* at_once(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (!expects(count, 13, "at_once")) return nullptr;
+  PyObject *x = args[0], *hx = args[1];
+  const char* mode = PyUnicode_AsUTF8(args[5]);
+  const int cell = mode != nullptr ? cell_of(mode) : -1;
+  if (cell < 0 || !plain_mode()) return not_implemented();
+  const CellFacts& facts = cell_facts[cell];
+  PyObject *h_0 = Py_None, *c_0 = Py_None;
+  Inputs in;
+  if (!in.add(x)) return not_implemented();
+  if (hx != Py_None) {
+    const bool pair = facts.states == 2;
+    if (pair && !(PyTuple_CheckExact(hx) && PyTuple_GET_SIZE(hx) == 2)) return not_implemented();
+    h_0 = pair ? PyTuple_GET_ITEM(hx, 0) : hx;
+    if (pair) c_0 = PyTuple_GET_ITEM(hx, 1);
+    if (!in.add(h_0) || (pair && !in.add(c_0))) return not_implemented();
+  }
+  const Ref weights(find_weights(args[3], args[4]));
+  if (weights.object == nullptr || PyList_GET_SIZE(weights.object) < 2 || !in.add_all(weights.object) || !in.open())
+    return not_implemented();
+  const int64_t dim = PyLong_AsLong(args[2]), num_layers = PyLong_AsLong(args[6]), input_size = PyLong_AsLong(args[8]);
+  const int64_t hidden_size = PyLong_AsLong(args[9]), state_size = PyLong_AsLong(args[10]);
+  const bool bidirectional = args[7] == Py_True, batch_invariant = args[11] == Py_True;
+  Cpu cpu;
+  if (args[12] != Py_None) cpu.kept = static_cast<KeptWeights*>(PyCapsule_GetPointer(args[12], kKeptWeights));
+  if (PyErr_Occurred()) return not_implemented();
+  Tensor x_t = in.take();
+  Maybe h_0_t = in.take_maybe(h_0), c_0_t = in.take_maybe(c_0);
+  Tensors weights_t = in.take_all(weights.object);
+  const auto fits = [&] {
+    const Tensor& W_hh = weights_t[1];
+    return x_t.dim() == dim && x_t.size(-1) == input_size && W_hh.dim() == 2 &&
+           W_hh.size(0) == facts.gates * hidden_size && W_hh.size(1) == state_size;
+  };
+  try {
+    if (!fits()) return not_implemented();
+  } catch (...) {
+    return not_implemented();
+  }
+  if (aoti_torch_grad_mode_is_enabled() && in.require_gradients())
+    return Py_BuildValue("(OOOO)", x, h_0, c_0, weights.object);
+  return result([&] {
+    return forward_on(cpu, std::move(x_t), std::move(h_0_t), std::move(c_0_t), std::move(weights_t), Maybe(), Tensors(),
+                      mode, num_layers, bidirectional, false, batch_invariant, true);
   });
 }
 
@@ -209,6 +282,12 @@ PyMethodDef* direct_methods() {
        "The operator rnn_forward with its arguments, past the dispatcher, and what keep_weights has given or None; of "
        "one step that saves nothing without y, which is h_n. NotImplemented where the operator must be called. Raises "
        "TypeError for another number of arguments."},
+      {"at_once", (PyCFunction)(void*)at_once, METH_FASTCALL,
+       "at_once(x, hx, dim, parameters, names, mode, num_layers, bidirectional, input_size, hidden_size, state_size, "
+       "batch_invariant, kept): a padded call of a module without dropout, with the weights of these names among its "
+       "parameters. The outputs in a list, as `forward` gives them, if nobody asks for a gradient; else the tuple "
+       "(x, h_0, c_0, weights) to differentiate. NotImplemented if the call is not plain, or if anything is wrong with it. "
+       "Raises TypeError for another number of arguments."},
       {"backward", (PyCFunction)(void*)backward, METH_FASTCALL,
        "The operator rnn_backward, likewise. Raises TypeError for another number of arguments."},
       {"keep_weights", keep_weights, METH_NOARGS,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnn_ext import torch_path
-from rnn_ext.call import UNCHECKED, Call, as_call, at_once, is_plain, plain_states, read_weights, run
+from rnn_ext.call import UNCHECKED, Call, as_call, at_once, read_weights, run
 from rnn_ext.frozen import kept_weights
 from rnn_ext.ops import Stack
 
@@ -25,7 +25,7 @@ class Recurrent(nn.RNNBase):
     _STATES: ClassVar[int] = 1
 
     def _forward(self, input, hx):
-        if is_plain() and (out := self._at_once(input, hx)) is not None:
+        if (out := self._at_once(input, hx)) is not None:
             return out
         call = self.prepare(input, hx)
         masks = self._masks(call) if call.reason is None else []
@@ -42,20 +42,15 @@ class Recurrent(nn.RNNBase):
 
     def _at_once(self, input, hx) -> Any:
         """What a padded call without dropout gives, unless the kernels refuse it; None for any other."""
-        if type(input) is not Tensor or input.layout is not torch.strided or input.dim() != 3:
-            return None
-        x = input.transpose(0, 1) if self.batch_first else input
-        if x.size(2) != self.input_size or (self.dropout != 0 and self.training):
-            return None
-        states: Any = ()
-        if hx is not None:
-            rows, hidden_size = (self.num_layers * (2 if self.bidirectional else 1), x.size(1)), self.hidden_size
-            shapes = (*rows, self.proj_size or hidden_size), (*rows, hidden_size)
-            states = plain_states(hx, shapes[: self._STATES])
-            if states is None:
+        x = input
+        if self.batch_first:
+            if type(input) is not Tensor or input.dim() != 3:
                 return None
-        stack = Stack(self.mode, self.num_layers, self.bidirectional)
-        out = at_once(x, states, self, self._flat_weights_names, stack, kept_weights(self))
+            x = input.transpose(0, 1)
+        if self.dropout != 0 and self.training:
+            return None
+        stack = self.mode, self.num_layers, self.bidirectional
+        out = at_once(self, x, hx, 3, self._flat_weights_names, stack, self.proj_size or self.hidden_size)
         if out is None:
             return None
         output = out[0].transpose(0, 1) if self.batch_first else out[0]

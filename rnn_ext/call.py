@@ -7,16 +7,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._C import _are_functorch_transforms_active, _is_any_autocast_enabled, _is_tracing
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from rnn_ext import ops, settings
+from rnn_ext import settings
 from rnn_ext.autograd import recurrent
-from rnn_ext.ops import Stack, raise_out_of_memory
+from rnn_ext.frozen import kept_weights
+from rnn_ext.ops import _C, Stack, raise_out_of_memory
 from rnn_ext.route import reason_for_torch, warn_slow
 
-_PLAIN_TYPES = (Tensor, nn.Parameter)
 UNCHECKED = "torch's operator is to judge these arguments"  # a Call.reason: none of our checks can speak in its words
 
 
@@ -56,49 +55,34 @@ def as_call(
     return Call(input, states, batch_sizes, weights, stack, reason)
 
 
-def is_plain() -> bool:
-    """Whether a call made now is what it looks like: not traced nor transformed, nor wanted in another dtype."""
-    return not (
-        is_compiling()
-        or _is_any_autocast_enabled()
-        or _is_tracing()
-        or _are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
-
-
 def at_once(
-    x: Tensor, states: Sequence[Tensor], module: nn.Module, names: Iterable[str], stack: Stack, kept: Any
+    module: Any, x: Any, hx: Any, dim: int, names: Sequence[str], stack: tuple[str, int, bool], state_size: int
 ) -> Any:
-    """What `run` gives for a plain call whose weights nobody but the kernels has checked; None if they refuse it.
+    """What `run` gives for a plain call that nobody but the kernels has checked; None for any other.
 
     Checks in Python take as long as a small layer: this way they are for calls that are not plain or not right. Nothing
     has happened when the answer is None: weights that have to be computed are left to the long way.
 
     Args:
-        x: [T, B, I] or a cell's [B, I].
-        states: all of them, of the right shapes, or none.
-        module, names: where the weights are, and their names; the last two may be None.
-        stack: as in a Call.
-        kept: as for `run`.
+        module: a layer or cell.
+        x, hx: [T, B, I] or a cell's [B, I], and the state as the module takes it; or anything else.
+        dim: how many dimensions x must have.
+        names: of the parameters; the last two may be None.
+        stack: what a Stack is made of.
+        state_size: of h.
     """
-    parameters = module._parameters
-    try:
-        weights: list[Any] = [parameters[n] for n in names]
-    except KeyError:
+    if is_compiling() or forward_ad._current_level >= 0:
         return None
-    if weights[-1] is None and weights[-2] is None:
-        weights = weights[:-2]
-    h_0, c_0 = (*states, None)[:2] if states else (None, None)
-    if not torch.is_grad_enabled():
-        return ops.forward_direct(x, h_0, c_0, weights, stack, kept)
-    if settings.checkpoint_steps() is not None:
+    sizes = module.input_size, module.hidden_size, state_size
+    how = settings.is_batch_invariant(), kept_weights(module)
+    found = _C.at_once(x, hx, dim, module._parameters, names, *stack, *sizes, *how)
+    if type(found) is list:
+        return found
+    if found is NotImplemented or settings.checkpoint_steps() is not None:
         return None
-    for t in (x, *weights, *states):
-        if type(t) not in _PLAIN_TYPES or not t.is_cpu:
-            return None
+    x, h_0, c_0, weights = found  # somebody asks for a gradient
     try:
-        return recurrent(x, h_0, c_0, weights, None, [], stack, kept)
+        return recurrent(x, h_0, c_0, weights, None, [], Stack(*stack))
     except RuntimeError as error:
         if not is_refusal(error):
             raise
@@ -108,17 +92,6 @@ def at_once(
 def is_refusal(error: RuntimeError) -> bool:
     """Whether an error is one of the kernels' own checks."""
     return "rnn_ext:" in str(error)
-
-
-def plain_states(hx: Any, shapes: Sequence[tuple[int, ...]]) -> Sequence[Tensor] | None:
-    """hx as it is given, as a tuple of plain tensors of these shapes; None if it is anything else."""
-    states = (hx,) if len(shapes) == 1 else hx
-    if type(states) is not tuple or len(states) != len(shapes):
-        return None
-    for state, shape in zip(states, shapes, strict=True):
-        if type(state) not in _PLAIN_TYPES or state.shape != shape:
-            return None
-    return states
 
 
 def run(call: Call, masks: list[Tensor], on_torch: Callable[[Call], Any], kept: Any) -> Any:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import _VF, Tensor, nn
 
-from rnn_ext.call import UNCHECKED, Call, as_call, at_once, is_plain, plain_states, read_weights, run
+from rnn_ext.call import UNCHECKED, Call, as_call, at_once, read_weights, run
 from rnn_ext.frozen import kept_weights
 from rnn_ext.ops import Stack
 
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-_TANH, _RELU, _LSTM, _GRU = (Stack(mode, 1, False) for mode in ("RNN_TANH", "RNN_RELU", "LSTM", "GRU"))
+_RNN = {"tanh": Stack("RNN_TANH", 1, False), "relu": Stack("RNN_RELU", 1, False)}  # by nonlinearity
+_LSTM, _GRU = Stack("LSTM", 1, False), Stack("GRU", 1, False)
 _operator: dict[str, Any] = {
     "RNN_TANH": _VF.rnn_tanh_cell,
     "RNN_RELU": _VF.rnn_relu_cell,
@@ -32,27 +33,14 @@ class Cell(nn.RNNCellBase):
     _STATES: ClassVar[int] = 1
 
     def _forward(self, input, hx):
-        out = self._at_once(input, hx) if is_plain() else None
+        stack = self._stack()
+        out = None if stack is None else at_once(self, input, hx, 2, _WEIGHTS, stack, self.hidden_size)
         if out is None:
             out = run(self.prepare(input, hx), [], self._run_torch, kept_weights(self))
         states = out[-self._STATES :]  # not y: backward needs that one, and a state may be changed in place
         if input.dim() == 1:
             states = [s.squeeze(0) for s in states]
         return states[0] if len(states) == 1 else tuple(states)
-
-    def _at_once(self, input, hx) -> Any:
-        """What the kernels give for a batch; None for anything else, and for a call that they refuse."""
-        if type(input) is not Tensor or input.layout is not torch.strided or input.dim() != 2:
-            return None
-        batch, features = input.shape
-        if features != self.input_size or self.hidden_size == 0:
-            return None
-        states: Any = ()
-        if hx is not None:
-            states = plain_states(hx, ((batch, self.hidden_size),) * self._STATES)
-            if states is None:
-                return None
-        return at_once(input, states, self, _WEIGHTS, self._stack(), kept_weights(self))
 
     def prepare(self, input: Any, hx) -> Call:
         """Checks the arguments of a call and brings them into the kernels' form; wrong sizes are torch's to refuse."""
@@ -61,6 +49,8 @@ class Cell(nn.RNNCellBase):
             raise ValueError(f"{self._NAME}: Expected input to be 1D or 2D, got {dim}D instead")
         states = None if hx is None else self._states(hx, dim == 2)
         stack = self._stack()
+        if stack is None:
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         if dim == 1:  # unbatched: a batch of one
             input = input.unsqueeze(0)
             states = None if states is None else [s.unsqueeze(0) for s in states]
@@ -84,7 +74,8 @@ class Cell(nn.RNNCellBase):
             raise ValueError(f"{self._NAME}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
         return (hx,)
 
-    def _stack(self) -> Stack:
+    def _stack(self) -> Stack | None:
+        """What the cell is; None for an RNNCell whose nonlinearity nobody knows."""
         raise NotImplementedError
 
     def _run_torch(self, call: Call):
@@ -140,11 +131,7 @@ class RNNCell(Cell):
         self.nonlinearity = nonlinearity
 
     def _stack(self):
-        if self.nonlinearity == "tanh":
-            return _TANH
-        if self.nonlinearity == "relu":
-            return _RELU
-        raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        return _RNN.get(self.nonlinearity)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Runs the step; see the class for shapes and errors."""

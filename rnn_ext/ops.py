@@ -70,15 +70,6 @@ def forward(x, h_0, c_0, weights, batch_sizes, masks, stack, save, kept=None):
     return _forward_op(x, h_0, c_0, weights, batch_sizes, masks or None, *stack, save, invariant)
 
 
-def forward_direct(x, h_0, c_0, weights, stack, kept) -> list[Tensor] | None:
-    """The same of a padded call that saves nothing; None where only the operator can tell what it gives.
-
-    The tensors may be anything, and what is wrong with them gives None, too.
-    """
-    out = _C.forward(x, h_0, c_0, weights, None, (), *stack, False, settings.is_batch_invariant(), kept)
-    return None if out is NotImplemented else out
-
-
 def backward(x, h_0, weights, batch_sizes, masks, y, saved, dy, dh_n, dc_n, stack, needs):
     """The operator: the gradients that `needs` asks for (of x, h_0, c_0 and all weights), in the compute type."""
     tensors = (x, h_0, weights, batch_sizes, masks or None, y, saved, dy, dh_n, dc_n)
@@ -108,7 +99,9 @@ def _set_up_direct() -> None:
     try:
         handles: Any = torch._C._aoti  # type: ignore[attr-defined, unused-ignore]
         ways = handles.unsafe_alloc_void_ptrs_from_tensors, handles.alloc_tensors_by_stealing_from_void_ptrs
-        modes = (  # in each of which somebody may look at every operator, or change what it does
+        modes = (  # in each of which somebody may look at every operator, or change what it is given or does
+            torch._C._is_any_autocast_enabled,
+            torch._C._is_tracing,
             torch._C._len_torch_dispatch_stack,
             torch._C._len_torch_function_stack,
             torch._C._are_functorch_transforms_active,
