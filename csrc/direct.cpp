@@ -61,7 +61,7 @@ class Inputs {
     return true;
   }
 
-  // Takes handles; false unless all of them are tensors with memory on the CPU.
+  // Takes handles; false unless all of them are tensors with memory on the CPU and sizes, which nested ones lack.
   bool open() {
     const Ref capsules(PyObject_CallOneArg(torch_side.to_handles, list_.object));
     if (capsules.object == nullptr) return false;
@@ -72,7 +72,8 @@ class Inputs {
           static_cast<AtenTensorHandle>(PyCapsule_GetPointer(PyList_GET_ITEM(capsules.object, i), nullptr)));
       const Tensor& t = handles_.back();
       void* data = nullptr;
-      usable = usable && t.is_cpu() && aoti_torch_get_data_ptr(t.get(), &data) == AOTI_TORCH_SUCCESS &&
+      int64_t* sizes = nullptr;
+      usable = usable && t.is_cpu() && aoti_torch_get_sizes(t.get(), &sizes) == AOTI_TORCH_SUCCESS && aoti_torch_get_data_ptr(t.get(), &data) == AOTI_TORCH_SUCCESS &&
                (data != nullptr || t.numel() == 0);
     }
     return usable;
@@ -175,12 +176,12 @@ PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   });
 }
 
-// The weights of a module: those of `names` among its parameters, without the last two if both are None. Null, without an
-// error, if one is not there.
-PyObject* find_weights(PyObject* parameters, PyObject* names) {
+// The weights of a module: those of `names` among its parameters, of a cell without the biases if both are None. Null if one
+// is not there.
+PyObject* find_weights(PyObject* parameters, PyObject* names, bool of_cell) {
   const Ref all(PySequence_Fast(names, "expected a sequence of names"));
   if (all.object == nullptr || !PyDict_Check(parameters)) return nullptr;
-  Py_ssize_t count = PySequence_Fast_GET_SIZE(all.object);
+  const Py_ssize_t count = PySequence_Fast_GET_SIZE(all.object);
   PyObject* weights = PyList_New(0);
   for (Py_ssize_t i = 0; i < count; ++i) {
     PyObject* weight = PyDict_GetItemWithError(parameters, PySequence_Fast_GET_ITEM(all.object, i));
@@ -189,8 +190,8 @@ PyObject* find_weights(PyObject* parameters, PyObject* names) {
       return nullptr;
     }
   }
-  if (count > 2 && PyList_GET_ITEM(weights, count - 1) == Py_None && PyList_GET_ITEM(weights, count - 2) == Py_None)
-    PyList_SetSlice(weights, count - 2, count, nullptr);
+  if (of_cell && count == 4 && PyList_GET_ITEM(weights, 2) == Py_None && PyList_GET_ITEM(weights, 3) == Py_None)
+    PyList_SetSlice(weights, 2, 4, nullptr);
   return weights;
 }
 
@@ -211,11 +212,13 @@ PyObject* at_once(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (pair) c_0 = PyTuple_GET_ITEM(hx, 1);
     if (!in.add(h_0) || (pair && !in.add(c_0))) return not_implemented();
   }
-  const Ref weights(find_weights(args[3], args[4]));
+  const int64_t dim = PyLong_AsLong(args[2]);
+  const Ref weights(find_weights(args[3], args[4], dim == 2));
   if (weights.object == nullptr || PyList_GET_SIZE(weights.object) < 2 || !in.add_all(weights.object) || !in.open())
     return not_implemented();
-  const int64_t dim = PyLong_AsLong(args[2]), num_layers = PyLong_AsLong(args[6]), input_size = PyLong_AsLong(args[8]);
-  const int64_t hidden_size = PyLong_AsLong(args[9]), state_size = PyLong_AsLong(args[10]);
+  const int64_t num_layers = PyLong_AsLong(args[6]);
+  const int64_t input_size = PyLong_AsLong(args[8]), hidden_size = PyLong_AsLong(args[9]);
+  const int64_t state_size = PyLong_AsLong(args[10]);
   const bool bidirectional = args[7] == Py_True, batch_invariant = args[11] == Py_True;
   Cpu cpu;
   if (args[12] != Py_None) cpu.kept = static_cast<KeptWeights*>(PyCapsule_GetPointer(args[12], kKeptWeights));

@@ -108,6 +108,24 @@ def test_an_attribute_changed_later_is_seen(layer, name, with_states, monkeypatc
 
 
 @each_layer_and_cell
+@pytest.mark.parametrize("missing", [("bias_ih",), ("bias_ih", "bias_hh"), ("weight_hh",)], ids=str)
+def test_a_weight_that_is_none_is_seen(layer, missing, monkeypatch):
+    module, x = layer.make_ours(4, 5), layer.random_input(4)
+    for name in missing:
+        setattr(module, name if layer.is_cell else f"{name}_l0", None)
+    assert_the_long_way_gives_the_same(lambda: outputs_of(layer, module, x, None), monkeypatch)
+
+
+@each_layer_and_cell
+@pytest.mark.parametrize("which", [0, -1])
+def test_a_nested_state_is_refused(layer, which, monkeypatch):
+    module, x = layer.make_ours(4, 5), layer.random_input(4)
+    states = [torch.zeros(s) for s in layer.state_shapes(*((len(x),) if layer.is_cell else (1, x.shape[1])), 5)]
+    states[which] = torch.nested.nested_tensor(list(states[which]))
+    assert_the_long_way_gives_the_same(lambda: outputs_of(layer, module, x, layer.state(*states)), monkeypatch)
+
+
+@each_layer_and_cell
 def test_a_weight_that_is_computed_is_computed_once(layer):
     class Count(nn.Module):
         calls = 0

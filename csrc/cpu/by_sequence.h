@@ -283,7 +283,7 @@ class BySequence<Cell, T, BackwardArgs> {
         const L layer{args, l};
         for (int64_t i = mine.begin; i < mine.end; ++i) {
           const int64_t first = blocks.count() * i / partial_sums, end = blocks.count() * (i + 1) / partial_sums;
-          sum = Partial(partial + i * partial_size, layer.inputs(), H);
+          if (args.gradients) sum = Partial(partial + i * partial_size, layer.inputs(), H);
           for (int64_t j = 0; j < C * H * kLane; ++j) da_sum[j] = 0;
           for (int64_t block = first; block < end; ++block) run_block(layer, d, block * kLane, block == first);
           if (args.gradients) sum_lanes(sum.db);
