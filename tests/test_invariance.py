@@ -160,7 +160,7 @@ def test_nothing_packed_depends_on_the_number_of_threads(layer, dtype):
     assert_bitwise_equal(results[2], results[0])
 
 
-# Small layers on many sequences, where a vector holds one unit of a block of them: blocks that are not full, more blocks
+# Small layers on many sequences, where a vector holds one unit of a block of them: blocks not full, more blocks
 # than partial sums of the gradients of the weights, more steps than these are taken from at once.
 BLOCKS = [(301, 5, 3, 5), (37, 40, 6, 9), (21, 33, 1, 5)]
 each_block_shape = pytest.mark.parametrize("shape", BLOCKS, ids=str)
