@@ -46,6 +46,8 @@ namespace {
 #include "backward.h"
 #include "stack.h"
 #include "by_sequence.h"
+#include "forward_by_sequence.h"
+#include "backward_by_sequence.h"
 
 // Calls act with the way to multiply that the plan asks for.
 template <class S, class Act>

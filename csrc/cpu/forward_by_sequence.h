@@ -1,0 +1,113 @@
+// Forward of small layers on many sequences, block by block (by_sequence.h). Layer by layer, step by step
+//   a = W_ih x_t + b + W_hh h_{t-1},   h_t = cell.forward(a).
+
+template <class Cell, class T>
+class BySequence<Cell, T, ForwardArgs> {
+  static constexpr int G = Cell::gates, C = Cell::columns;
+  static constexpr int64_t kLane = kLanes<T>;
+  using L = Layer<T, ForwardArgs>;
+
+ public:
+  BySequence(const ForwardArgs& args, int64_t worker) : args(args), blocks{args}, H(args.shape.H) {
+    Workspace w{static_cast<char*>(args.workspace), worker, args.plan.threads};
+    const int64_t widest = widest_input(args.shape) * kLane;
+    x = w.take<T>(widest);
+    spare = w.take<T>(args.masks ? widest : 0);
+    a = w.take<T>(C * H * kLane);
+    h = w.take<T>(H * kLane);
+    c = w.take<T>(H * kLane);
+    kept = w.take<T>(args.tape ? Cell::tape * H * kLane : 0);
+    bias = w.take<T>(C * H);
+    bytes = w.used;
+  }
+
+  size_t workspace_bytes() const { return bytes; }
+
+  void run(const Team& team) {
+    const Range mine = team.part(args.seq.B, kLane);
+    for (int64_t l = 0; l < args.shape.L; ++l)
+      for (int64_t d = 0; d < args.shape.D; ++d) {
+        const L layer{args, l};
+        sum_biases(layer.weights(d));
+        for (int64_t b = mine.begin; b < mine.end; b += kLane) run_block(layer, d, b);
+      }
+  }
+
+ private:
+  void sum_biases(const LayerWeights& w) {
+    for (int64_t i = 0; i < C * H; ++i) bias[i] = 0;
+    if (args.shape.bias)
+      for (int g = 0; g < G; ++g)
+        for (int64_t j = 0; j < H; ++j) {
+          bias[g * H + j] += static_cast<const T*>(w.b_ih)[g * H + j];
+          bias[Cell::hidden_column(g) * H + j] += static_cast<const T*>(w.b_hh)[g * H + j];
+        }
+  }
+
+  T* output(int64_t l) const {  // [R, D*H]
+    if (l == args.shape.L - 1) return static_cast<T*>(args.y);
+    return static_cast<T*>(args.hidden) + l % args.hidden_slots * args.seq.R * args.shape.D * H;
+  }
+
+  void run_block(const L& layer, int64_t d, int64_t b) {
+    const int64_t n = blocks.size(b), ldy = layer.outputs();
+    const T* const below = layer.l > 0 ? output(layer.l - 1) : nullptr;
+    blocks.load_state(h, kLane, layer, args.h_0, d, b);
+    if (Cell::carry == Carry::cell) blocks.load_state(c, kLane, layer, args.c_0, d, b);
+    for (int64_t s = 0; s < args.seq.T; ++s) {
+      const int64_t t = args.seq.time(d, s), row = blocks.row(t, b);
+      blocks.load_input(x, kLane, layer, below, t, b, spare);
+      pre_activations(layer.weights(d), layer.inputs());
+      update();
+      store_columns(output(layer.l) + row * ldy + d * H, ldy, n, H, h);
+      if (Cell::tape > 0 && args.tape)
+        store_columns(layer.tape(static_cast<T*>(args.tape), d, row, Cell::tape), Cell::tape * H, n, Cell::tape * H, kept);
+    }
+    blocks.store_state(layer, args.h_n, d, b, h);
+    if (Cell::carry == Carry::cell) blocks.store_state(layer, args.c_n, d, b, c);
+  }
+
+  // a = W_ih x + b, and W_hh h added to it or, where it stays apart, in a column of its own.
+  void pre_activations(const LayerWeights& weights, int64_t I) {
+    const T* const W_ih = static_cast<const T*>(weights.W_ih);
+    const T* const W_hh = static_cast<const T*>(weights.W_hh);
+    constexpr int together = gates_in_one_column<Cell>();
+    in_groups<kSums>(together * H, [&](auto count, int64_t m) {
+      constexpr int M = count.value;
+      const auto of_input = sums<false, M>(I, W_ih + m * I, I, x, kLane) + biases<M>(m);
+      store_columns(a + m * kLane, kLane, of_input + sums<false, M>(H, W_hh + m * H, H, h, kLane));
+    });
+    for (int g = together; g < G; ++g)
+      in_groups<kSums>(H, [&](auto count, int64_t j) {
+        constexpr int M = count.value;
+        const int64_t m = g * H + j, apart = Cell::hidden_column(g) * H + j;
+        store_columns(a + m * kLane, kLane, sums<false, M>(I, W_ih + m * I, I, x, kLane) + biases<M>(m));
+        store_columns(a + apart * kLane, kLane, sums<false, M>(H, W_hh + m * H, H, h, kLane) + biases<M>(apart));
+      });
+  }
+  template <int M>
+  Pack<T, M> biases(int64_t m) const {
+    return pack_of<T, M>([&](int i) { return splat(bias[m + i]); });
+  }
+
+  // The cell.
+  void update() {
+    in_groups<kTogether<Cell>>(H, [&](auto count, int64_t j) {
+      constexpr int N = count.value;
+      using V = Pack<T, N>;
+      V in[C], tape[Cell::tape + 1 /* never none */], before = load_columns<T, N>(h + j * kLane, kLane), cell{};
+      for (int i = 0; i < C; ++i) in[i] = load_columns<T, N>(a + (i * H + j) * kLane, kLane);
+      if (Cell::carry == Carry::cell) cell = load_columns<T, N>(c + j * kLane, kLane);
+      store_columns(h + j * kLane, kLane, Cell::forward(in, before, cell, tape));
+      if (Cell::carry == Carry::cell) store_columns(c + j * kLane, kLane, cell);
+      if (!args.tape) return;
+      for (int i = 0; i < Cell::tape; ++i) store_columns(kept + (i * H + j) * kLane, kLane, tape[i]);
+    });
+  }
+
+  const ForwardArgs& args;
+  const Blocks<T, ForwardArgs> blocks;
+  const int64_t H;
+  T *x, *spare, *a, *h, *c, *kept, *bias;
+  size_t bytes;
+};
