@@ -73,8 +73,8 @@ class Inputs {
       const Tensor& t = handles_.back();
       void* data = nullptr;
       int64_t* sizes = nullptr;
-      usable = usable && t.is_cpu() && aoti_torch_get_sizes(t.get(), &sizes) == AOTI_TORCH_SUCCESS && aoti_torch_get_data_ptr(t.get(), &data) == AOTI_TORCH_SUCCESS &&
-               (data != nullptr || t.numel() == 0);
+      usable = usable && t.is_cpu() && aoti_torch_get_sizes(t.get(), &sizes) == AOTI_TORCH_SUCCESS &&
+               aoti_torch_get_data_ptr(t.get(), &data) == AOTI_TORCH_SUCCESS && (data != nullptr || t.numel() == 0);
     }
     return usable;
   }

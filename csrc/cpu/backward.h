@@ -136,8 +136,8 @@ class Backward {
   // Gradients of the weights from the da of a chunk. Between two calls the team must wait.
   void add_weight_gradients(const L& layer, int64_t d, Chunk c, const Team& team) {
     if (args.gradients)
-      weight_gradients.add(layer, d, c, direction[d].da[c.index % 2], layer.l > 0 ? output(layer.l - 1) : nullptr,
-                           output(layer.l), team);
+      weight_gradients.add(layer, d, c, direction[d].da[c.index % 2], layer.l > 0 ? output<S>(args, layer.l - 1) : nullptr,
+                           output<S>(args, layer.l), team);
   }
 
  private:
@@ -171,10 +171,6 @@ class Backward {
     product_of_rows_in_pieces(out, ldo, A, M, w, columns, into, z.piece + team.rank * piece_size);
   }
 
-  const S* output(int64_t l) const {
-    if (l == args.shape.L - 1) return static_cast<const S*>(args.y);
-    return static_cast<const S*>(args.hidden) + l * args.seq.R * args.shape.D * P;
-  }
   // Gradient of layer l's input, [R, inputs]; null where nobody wants it.
   T* dx(int64_t l) const { return l == 0 ? static_cast<T*>(args.dx) : dx_below[l % 2]; }
 
@@ -277,7 +273,7 @@ class Backward {
     const bool projected = args.shape.projected;
     const int64_t H = this->H, Hk = this->Hk, ldt = (Cell::tape + projected) * H;
     const S* const tape = layer.tape(static_cast<const S*>(args.tape), d, row, Cell::tape + projected);
-    const S* const out = projected ? tape + Cell::tape * H : output(layer.l) + row * layer.outputs() + d * P;
+    const S* const out = projected ? tape + Cell::tape * H : output<S>(args, layer.l) + row * layer.outputs() + d * P;
     const int64_t ld_out = projected ? ldt : layer.outputs();
     const S* const dc_n = layer.state(static_cast<const S*>(args.dc_n), d, 0, H);
     in_packs<T, kTogether<Cell>>(sequences, rows, begin, end, [&](auto at) {

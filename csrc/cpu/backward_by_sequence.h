@@ -62,10 +62,6 @@ class BySequence<Cell, T, BackwardArgs> {
     Partial(T* p, int64_t I, int64_t H) : dW_ih(p), dW_hh(p + G * H * I), db(dW_hh + G * H * H) {}
   };
 
-  const T* output(int64_t l) const {
-    if (l == args.shape.L - 1) return static_cast<const T*>(args.y);
-    return static_cast<const T*>(args.hidden) + l * args.seq.R * args.shape.D * H;
-  }
   // Gradient of layer l's input, [R, inputs]; null where nobody wants it.
   T* dx_of(int64_t l) const { return l == 0 ? static_cast<T*>(args.dx) : dx_below[l % 2]; }
 
@@ -95,7 +91,7 @@ class BySequence<Cell, T, BackwardArgs> {
   void load_h(const L& layer, int64_t d, int64_t s, int64_t b, int64_t at) {
     if (s == 0) return blocks.load_state(h + at * kLane, ld, layer, args.h_0, d, b);
     const int64_t ldy = layer.outputs();
-    const T* y = output(layer.l) + blocks.row(args.seq.time(d, s - 1), b) * ldy + d * H;
+    const T* y = output<T>(args, layer.l) + blocks.row(args.seq.time(d, s - 1), b) * ldy + d * H;
     load_columns(h + at * kLane, ld, y, ldy, blocks.size(b), H);
   }
 
@@ -133,7 +129,7 @@ class BySequence<Cell, T, BackwardArgs> {
                    Cell::tape * H);
     update(n, at);
     if (args.gradients)
-      blocks.load_input(x + at * kLane, ld, layer, layer.l > 0 ? output(layer.l - 1) : nullptr, t, b, spare);
+      blocks.load_input(x + at * kLane, ld, layer, layer.l > 0 ? output<T>(args, layer.l - 1) : nullptr, t, b, spare);
     if (dx_of(layer.l)) input_gradient(layer, d, row, n, at);
   }
 

@@ -140,11 +140,6 @@ class Forward {
     take_pages(args.tape, numbers * s.L * (Cell::tape + s.projected) * H, team);
   }
 
-  S* output(int64_t l) const {  // [R, D*P]
-    if (l == args.shape.L - 1) return static_cast<S*>(args.y);
-    return static_cast<S*>(args.hidden) + l % args.hidden_slots * args.seq.R * args.shape.D * P;
-  }
-
   // The numbers behind the K of each row, which a product reads and no step writes.
   template <class Left>
   void clear_behind(const Left& rows, int64_t K, const Team& team) const {
@@ -165,7 +160,7 @@ class Forward {
   // Rows of the layer's input as an operand: in place where they already are one, else copied.
   States input(const L& layer, const Direction& z, Range which, const Team& team) {
     const int64_t K = layer.inputs();
-    const S* below = layer.l > 0 ? output(layer.l - 1) : nullptr;
+    const S* below = layer.l > 0 ? output<S>(args, layer.l - 1) : nullptr;
     const S** rows = z.rows + team.rank * chunk_rows;
     layer.input_rows(below, which, rows);
     const S* mask = layer.mask();
@@ -208,7 +203,7 @@ class Forward {
     const bool projected = args.shape.projected, streams_y = this->streams_y, streams_tape = this->streams_tape;
     const int64_t H = this->H, ldy = layer.outputs();
     const int64_t ldt = (Cell::tape + projected) * H;
-    S* const y = output(layer.l) + row * ldy + d * P;
+    S* const y = output<S>(args, layer.l) + row * ldy + d * P;
     S* const tape = layer.tape(static_cast<S*>(args.tape), d, row, Cell::tape + projected);
     const Unrounded out_t = direction[d].out;
     in_packs<T, kTogether<Cell>>(sequences, rows, begin, end, [&](auto at) {
@@ -246,7 +241,7 @@ class Forward {
     weights.multiply(z.projected + first * ldh, every * ldh, z.out.at(first).every(every), rows,
                      weights.W_hr(layer, d), {0, P}, Into::assign, d, team);
     const int64_t ldy = layer.outputs();
-    S* y = output(layer.l) + row * ldy + d * P;
+    S* y = output<S>(args, layer.l) + row * ldy + d * P;
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t j = 0, b = sequences[i]; j < P; j += kLane) {
         // Beside a product's results there may be anything.

@@ -28,30 +28,15 @@ class BySequence<Cell, T, ForwardArgs> {
     for (int64_t l = 0; l < args.shape.L; ++l)
       for (int64_t d = 0; d < args.shape.D; ++d) {
         const L layer{args, l};
-        sum_biases(layer.weights(d));
+        sum_biases<Cell, T>(bias, H, args.shape, layer.weights(d));
         for (int64_t b = mine.begin; b < mine.end; b += kLane) run_block(layer, d, b);
       }
   }
 
  private:
-  void sum_biases(const LayerWeights& w) {
-    for (int64_t i = 0; i < C * H; ++i) bias[i] = 0;
-    if (args.shape.bias)
-      for (int g = 0; g < G; ++g)
-        for (int64_t j = 0; j < H; ++j) {
-          bias[g * H + j] += static_cast<const T*>(w.b_ih)[g * H + j];
-          bias[Cell::hidden_column(g) * H + j] += static_cast<const T*>(w.b_hh)[g * H + j];
-        }
-  }
-
-  T* output(int64_t l) const {  // [R, D*H]
-    if (l == args.shape.L - 1) return static_cast<T*>(args.y);
-    return static_cast<T*>(args.hidden) + l % args.hidden_slots * args.seq.R * args.shape.D * H;
-  }
-
   void run_block(const L& layer, int64_t d, int64_t b) {
     const int64_t n = blocks.size(b), ldy = layer.outputs();
-    const T* const below = layer.l > 0 ? output(layer.l - 1) : nullptr;
+    const T* const below = layer.l > 0 ? output<T>(args, layer.l - 1) : nullptr;
     blocks.load_state(h, kLane, layer, args.h_0, d, b);
     if (Cell::carry == Carry::cell) blocks.load_state(c, kLane, layer, args.c_0, d, b);
     for (int64_t s = 0; s < args.seq.T; ++s) {
@@ -59,7 +44,7 @@ class BySequence<Cell, T, ForwardArgs> {
       blocks.load_input(x, kLane, layer, below, t, b, spare);
       pre_activations(layer.weights(d), layer.inputs());
       update();
-      store_columns(output(layer.l) + row * ldy + d * H, ldy, n, H, h);
+      store_columns(output<T>(args, layer.l) + row * ldy + d * H, ldy, n, H, h);
       if (Cell::tape > 0 && args.tape)
         store_columns(layer.tape(static_cast<T*>(args.tape), d, row, Cell::tape), Cell::tape * H, n, Cell::tape * H, kept);
     }

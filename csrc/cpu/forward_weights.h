@@ -100,17 +100,7 @@ class ForwardWeights {
   }
 
   void pack(const L& layer, int64_t d, const Team& team) const {
-    const LayerWeights& w = layer.weights(d);
-    if (team.rank == 0) {
-      T* bias = directions[d].bias;
-      for (int64_t i = 0; i < C * Hp; ++i) bias[i] = 0;
-      if (args.shape.bias)
-        for (int g = 0; g < G; ++g)
-          for (int64_t j = 0; j < H; ++j) {
-            bias[g * Hp + j] += widen(static_cast<const S*>(w.b_ih)[g * H + j]);
-            bias[Cell::hidden_column(g) * Hp + j] += widen(static_cast<const S*>(w.b_hh)[g * H + j]);
-          }
-    }
+    if (team.rank == 0) sum_biases<Cell, S>(directions[d].bias, Hp, args.shape, layer.weights(d));
     if (!packed()) return;
     for (int g = 0; g < G; ++g) {
       const bool by_unit = args.plan.split == Split::hidden && !args.kept;

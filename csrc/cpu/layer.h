@@ -68,6 +68,30 @@ struct Chunks {
 // Features of the widest input of a layer.
 inline int64_t widest_input(const Shape& s) { return s.L > 1 && s.D * s.P > s.I ? s.D * s.P : s.I; }
 
+// Output of layer l, [R, D*P].
+template <class S>
+S* output(const ForwardArgs& args, int64_t l) {
+  if (l == args.shape.L - 1) return static_cast<S*>(args.y);
+  return static_cast<S*>(args.hidden) + l % args.hidden_slots * args.seq.R * args.shape.D * args.shape.P;
+}
+template <class S>
+const S* output(const BackwardArgs& args, int64_t l) {
+  if (l == args.shape.L - 1) return static_cast<const S*>(args.y);
+  return static_cast<const S*>(args.hidden) + l * args.seq.R * args.shape.D * args.shape.P;
+}
+
+// The terms that each column of the pre-activations begins with, [columns, ld].
+template <class Cell, class S, class T>
+void sum_biases(T* bias, int64_t ld, const Shape& shape, const LayerWeights& w) {
+  for (int64_t i = 0; i < Cell::columns * ld; ++i) bias[i] = 0;
+  if (!shape.bias) return;
+  for (int g = 0; g < Cell::gates; ++g)
+    for (int64_t j = 0; j < shape.H; ++j) {
+      bias[g * ld + j] += widen(static_cast<const S*>(w.b_ih)[g * shape.H + j]);
+      bias[Cell::hidden_column(g) * ld + j] += widen(static_cast<const S*>(w.b_hh)[g * shape.H + j]);
+    }
+}
+
 // Args is ForwardArgs or BackwardArgs.
 template <class S, class Args>
 struct Layer {

@@ -66,18 +66,20 @@ Multiply multiply_for(const Sequences& seq, const Shape& shape, DType dtype, boo
   return worth_it && !batch_invariant ? Multiply::amx : Multiply::fma;
 }
 
+bool is_half(DType dtype) { return dtype == DType::bfloat16 || dtype == DType::float16; }
+int64_t computed_bytes(DType dtype) { return dtype == DType::float64 ? 8 : 4; }  // of a number
+
 int64_t lanes(DType dtype) {
-  const int64_t bytes = active() >= Isa::avx512 ? 64 : active() == Isa::avx2 ? 32 : 16;
-  return bytes / (dtype == DType::float64 ? 8 : 4);
+  return (active() >= Isa::avx512 ? 64 : active() == Isa::avx2 ? 32 : 16) / computed_bytes(dtype);
 }
 
 int64_t blocks(int64_t numbers, int64_t block) { return (numbers + block - 1) / block; }
 
 // Must not depend on the threads: it decides the order of sums in the gradients of the weights.
 bool goes_by_sequence(const Sequences& seq, const Shape& shape, int gates, DType dtype, double flops) {
-  if (dtype == DType::bfloat16 || dtype == DType::float16 || shape.projected || seq.batch_sizes) return false;
+  if (is_half(dtype) || shape.projected || seq.batch_sizes) return false;
   const int64_t inputs = std::max(shape.I, shape.L > 1 ? shape.D * shape.H : 0), columns = inputs + shape.H;
-  const int64_t bytes = gates * shape.H * columns * (dtype == DType::float64 ? 8 : 4);
+  const int64_t bytes = gates * shape.H * columns * computed_bytes(dtype);
   if (inputs > std::min(kInputsBySequence, kInputsPerGate * gates * shape.H) || bytes > kBytesBySequence) return false;
   const int64_t count = blocks(seq.B, lanes(dtype));
   if (count < kManyBlocks && flops > (count > 1 ? kFlopsOfFewBlocks : kFlopsOfOneBlock)) return false;
@@ -98,15 +100,14 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   // chunk should be long enough that swapping W_ih for W_hh in the caches pays, and there should be several for the
   // pipeline. Backward, the gradients of the weights, read and written once per chunk, want a chunk no shorter than
   // they are wide.
-  const int64_t row_bytes = std::max<int64_t>(gates * shape.H * (dtype == DType::float64 ? 8 : 4), 1);
+  const int64_t row_bytes = std::max<int64_t>(gates * shape.H * computed_bytes(dtype), 1);
   const int64_t forward_rows = std::clamp<int64_t>(kChunkBytes / row_bytes, 64, 1024);
   plan.forward_steps = steps_for(seq, std::min(forward_rows, std::max<int64_t>(seq.R / 8, 64)));
   int64_t backward_rows = std::clamp<int64_t>(shape.H, 256, 1024);
   if (shape.H < 64) backward_rows = std::clamp<int64_t>(seq.R / 4, 64, backward_rows);  // little memory
   plan.backward_steps = steps_for(seq, backward_rows);
   const bool one_step = seq.T == 1;
-  const bool halves = dtype == DType::bfloat16 || dtype == DType::float16;
-  const int64_t terms = seq.R * kTermsPerRow * (halves ? 4 : 1);  // widened again for every four rows
+  const int64_t terms = seq.R * kTermsPerRow * (is_half(dtype) ? 4 : 1);  // widened again for every four rows
   const bool pairs = plan.multiply == Multiply::bf16;  // whose weights are packed in no time
   const bool few_rows =
       seq.R <= kUnpackedRows || (one_step && !frozen && !pairs && terms <= std::min(shape.I, shape.P));
