@@ -28,28 +28,29 @@ struct ExpConstants<double> {
   static constexpr double exp_range = 708.;
 };
 
-// exp(x) = scale (1 + r + q r^2) for |x| <= exp_range: x = n ln 2 + r, scale = 2^n.
+// exp(x) = scale (1 + r + q r^2) for |x| <= exp_range: x = n ln 2 + r, scale = 2^n. Made in place: GCC copies three packs
+// that a function returns by way of general registers.
 template <class T, int N>
 struct ExpParts {
   Pack<T, N> scale, r, q;
-};
-template <class T, int N>
-inline ExpParts<T, N> exp_parts(const Pack<T, N>& x) {
-  using K = ExpConstants<T>;
-  const Pack<T, N> shifted = fma(x, K::log2e, K::magic);  // n and the bias in its low bits
-  const Pack<T, N> n = shifted - K::magic;
-  const Pack<T, N> r = fma(n, -K::ln2_low, fma(n, -K::ln2_high, x));
-  Pack<T, N> q = fma(r, K::series[0], K::series[1]);
+
+  explicit ExpParts(const Pack<T, N>& x) {
+    using K = ExpConstants<T>;
+    const Pack<T, N> shifted = fma(x, K::log2e, K::magic);  // n and the bias in its low bits
+    const Pack<T, N> n = shifted - K::magic;
+    r = fma(n, -K::ln2_low, fma(n, -K::ln2_high, x));
+    q = fma(r, K::series[0], K::series[1]);
 #pragma GCC unroll 16
-  for (size_t k = 2; k < sizeof(K::series) / sizeof(T); ++k) q = fma(q, r, K::series[k]);
-  return {pack_of<T, N>([&](int i) { return (Vec<T>)((IntVec<T>)shifted.v[i] << K::exponent_bits); }), r, q};
-}
+    for (size_t k = 2; k < sizeof(K::series) / sizeof(T); ++k) q = fma(q, r, K::series[k]);
+    scale = pack_of<T, N>([&](int i) { return (Vec<T>)((IntVec<T>)shifted.v[i] << K::exponent_bits); });
+  }
+};
 
 // tanh(x) = sign(x) e / (e + 2), e = exp(2|x|) - 1, so that small x keep all their digits. NaN stays NaN.
 template <class T, int N>
 inline Pack<T, N> tanh(const Pack<T, N>& x) {
   const IntVec<T> sign = (IntVec<T>)splat<T>(T(-0.0));
-  const ExpParts<T, N> exp = exp_parts(pack_of<T, N>([&](int i) {
+  const ExpParts<T, N> exp(pack_of<T, N>([&](int i) {
     const Vec<T> size = lesser(splat<T>(ExpConstants<T>::tanh_is_one), (Vec<T>)((IntVec<T>)x.v[i] & ~sign));
     return size + size;
   }));
@@ -64,7 +65,7 @@ inline Pack<T, N> tanh(const Pack<T, N>& x) {
 template <class T, int N>
 inline Pack<T, N> sigmoid(const Pack<T, N>& x) {
   constexpr T range = ExpConstants<T>::exp_range;
-  const ExpParts<T, N> exp = exp_parts(pack_of<T, N>([&](int i) { return -lesser(splat<T>(range), x.v[i]); }));
+  const ExpParts<T, N> exp(pack_of<T, N>([&](int i) { return -lesser(splat<T>(range), x.v[i]); }));
   const Pack<T, N> e = exp.scale * fma(fma(exp.q, exp.r, 1), exp.r, 1);
   return pack_of<T, N>([&](int i) {
     const Vec<T> y = reciprocal(e.v[i] + 1);

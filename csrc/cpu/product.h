@@ -9,6 +9,13 @@ constexpr int64_t kBlock = 256;
 constexpr int64_t kFewTerms = 16;             // so few that reading and writing C is most of a product
 constexpr int64_t kNearBytes = 32 * 1024;     // what stays in a core's first cache anyway
 constexpr int64_t kBytesToCopy = 512 * 1024;  // of da, from which its transpose is worth a copy
+// A panel of less than four cache lines uses A so little that its rows should come from a near cache: a group of them
+// meets all panels before the next one does. And rows of B as they lie, this far apart, are too many for its sets.
+constexpr bool kNarrowPanels = kPanelVectors * kVectorBytes < 256;
+constexpr int64_t kWithoutLimit = int64_t(1) << 40;
+constexpr int64_t kManyGroups = 4;  // with fewer, B would be read more than once for little
+constexpr int64_t kGroupBytes = kNarrowPanels ? 256 * 1024 : kWithoutLimit;
+constexpr int64_t kLyingRowBytes = kNarrowPanels ? 1024 : kWithoutLimit;
 template <class T>
 constexpr int64_t kPanelWidth = kPanelVectors * kLanes<T>;
 constexpr int kSinglePanels = 8 / kPanelVectors;  // panels side by side where one row alone has too few chains
@@ -224,15 +231,17 @@ void panel_product(T* C, int64_t ldc, const T* A, int64_t lda, bool far, int64_t
                    Into into, const T* bias) {
   if (M <= 0) return;
   const int64_t tiles = (M + kTileRows - 1) / kTileRows;  // of nearly equal height
-  // C is most of the traffic: row by row.
-  if (B.K <= kFewTerms && tiles > 1 && M * B.N * int64_t(sizeof(T)) >= kNearBytes) {
-    for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t m = M * i / tiles;
+  const auto in_groups = [&](int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t m = M * i / count;
       panel_product<kTransposedA>(C + m * ldc, ldc, kTransposedA ? A + m : A + m * lda, lda, far,
-                                  M * (i + 1) / tiles - m, B, some, into, bias);
+                                  M * (i + 1) / count - m, B, some, into, bias);
     }
-    return;
-  }
+  };
+  // C is most of the traffic: row by row.
+  if (B.K <= kFewTerms && tiles > 1 && M * B.N * int64_t(sizeof(T)) >= kNearBytes) return in_groups(tiles);
+  const int64_t groups = M * B.K * int64_t(sizeof(T)) / kGroupBytes;
+  if (groups >= kManyGroups && some.size() > kPanelWidth<T>) return in_groups(groups);
   const int64_t blocks = B.K < kBlock ? 1 : (B.K + kBlock / 2) / kBlock;
   const int64_t width = (M == 1 ? kSinglePanels : 1) * kPanelWidth<T>;
   for (int64_t n = some.begin; n < some.end; n += width) {
@@ -286,9 +295,9 @@ struct FmaProduct {
   static constexpr bool kAnyRows = true;   // rows of a left operand may be any distance apart
   static constexpr int64_t kWidth = kPanelWidth<T>, kSingle = kSinglePanels;
   static constexpr int64_t kRowUnit = kTileRows, kUnit = kLanes<T>;  // rows and columns that workers share out
-  static constexpr int64_t kInputRows = int64_t(1) << 40;  // rows of an input that are made an operand at once
+  static constexpr int64_t kInputRows = kWithoutLimit;  // rows of an input that are made an operand at once
   // Of a weight gradient: bytes of its right side that are packed at once, and rows of its left side at a time.
-  static constexpr int64_t kRightBytes = 0, kLeftRows = int64_t(1) << 40;
+  static constexpr int64_t kRightBytes = kNarrowPanels ? kGroupBytes : 0, kLeftRows = kWithoutLimit;
 
   struct Use {};  // lives as long as a worker multiplies
   // As da lies, a product uses only a few numbers of each cache line that it reads: too few once da is large.

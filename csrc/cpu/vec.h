@@ -70,21 +70,31 @@ inline VecF fma(VecF a, VecF b, VecF c) { return a * b + c; }
 inline VecD fma(VecD a, VecD b, VecD c) { return a * b + c; }
 #endif
 
-// 1 / b for finite b that is neither tiny nor huge. A division of a whole vector is slow: better an estimate, corrected.
-// And the lesser of two, the second where one is NaN.
+// 1 / b for finite b that is neither tiny nor huge. A division of 16 lanes is slow: better an estimate, corrected.
 #if defined(__AVX512F__)
 inline VecF reciprocal(VecF b) {
   const VecF estimate = (VecF)_mm512_maskz_rcp14_ps(0xffff, (__m512)b);
   return fma(estimate, fma(-b, estimate, splat(1.f)), estimate);
 }
 inline VecD reciprocal(VecD b) { return 1 / b; }
-inline VecF lesser(VecF a, VecF b) { return (VecF)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b); }
-inline VecD lesser(VecD a, VecD b) { return (VecD)_mm512_maskz_min_pd(0xff, (__m512d)a, (__m512d)b); }
 #else
 template <class V>
 inline V reciprocal(V b) {
   return 1 / b;
 }
+#endif
+
+// The lesser of two, the second where one is NaN.
+#if defined(__AVX512F__)
+inline VecF lesser(VecF a, VecF b) { return (VecF)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b); }
+inline VecD lesser(VecD a, VecD b) { return (VecD)_mm512_maskz_min_pd(0xff, (__m512d)a, (__m512d)b); }
+#elif defined(__AVX2__)
+inline VecF lesser(VecF a, VecF b) { return (VecF)_mm256_min_ps((__m256)a, (__m256)b); }
+inline VecD lesser(VecD a, VecD b) { return (VecD)_mm256_min_pd((__m256d)a, (__m256d)b); }
+#elif defined(__x86_64__)
+inline VecF lesser(VecF a, VecF b) { return (VecF)_mm_min_ps((__m128)a, (__m128)b); }
+inline VecD lesser(VecD a, VecD b) { return (VecD)_mm_min_pd((__m128d)a, (__m128d)b); }
+#else
 template <class V>
 inline V lesser(V a, V b) {
   return a < b ? a : b;
@@ -174,6 +184,51 @@ inline void store(double* p, VecD v, int64_t n) {
     store(p, v);
   else
     _mm512_mask_storeu_pd(p, (__mmask8)first_lanes(n), (__m512d)v);
+}
+#elif defined(__AVX2__)
+template <class Int>  // of the size of a lane
+inline __m256i first_lanes(int64_t n) {
+  constexpr int lanes = 32 / sizeof(Int);
+  struct Ones {
+    Int of[2 * lanes] = {};
+    constexpr Ones() {
+      for (int i = 0; i < lanes; ++i) of[i] = -1;
+    }
+  };
+  static constexpr Ones ones;
+  return _mm256_loadu_si256((const __m256i*)(ones.of + lanes - n));
+}
+inline VecF load(const float* p, int64_t n) {
+  return n >= 8 ? load(p) : (VecF)_mm256_maskload_ps(p, first_lanes<int32_t>(n));
+}
+inline VecD load(const double* p, int64_t n) {
+  return n >= 4 ? load(p) : (VecD)_mm256_maskload_pd(p, first_lanes<int64_t>(n));
+}
+// In pieces, each half of the one before: a masked store is slow on AMD.
+inline void store(float* p, VecF v, int64_t n) {
+  if (n >= 8) return store(p, v);
+  __m128 four = _mm256_castps256_ps128((__m256)v);
+  if (n & 4) {
+    _mm_storeu_ps(p, four);
+    four = _mm256_extractf128_ps((__m256)v, 1);
+    p += 4;
+  }
+  if (n & 2) {
+    _mm_storel_pi((__m64*)p, four);
+    four = _mm_movehl_ps(four, four);
+    p += 2;
+  }
+  if (n & 1) _mm_store_ss(p, four);
+}
+inline void store(double* p, VecD v, int64_t n) {
+  if (n >= 4) return store(p, v);
+  __m128d two = _mm256_castpd256_pd128((__m256d)v);
+  if (n & 2) {
+    _mm_storeu_pd(p, two);
+    two = _mm256_extractf128_pd((__m256d)v, 1);
+    p += 2;
+  }
+  if (n & 1) _mm_store_sd(p, two);
 }
 #else
 template <class T>
