@@ -150,13 +150,14 @@ class Backward {
   // as fast, since a panel serves many rows; for W_hh if it stays in a core's cache.
   static constexpr int64_t kCachedWeights = 768 * 1024;
   static bool whole_panels(int64_t columns) { return kStoredAsOperand<Product, S> && columns % Product::kWidth == 0; }
-  static bool lies_well(int64_t columns) {
-    return kStoredAsOperand<Product, S> && columns * int64_t(sizeof(S)) <= kLyingRowBytes;
+  bool packs_ih() const {
+    if (!packed() || !kStoredAsOperand<Product, S>) return packed();
+    // Not where it would take more memory than the input's gradient does.
+    return widest_input(args.shape) * int64_t(sizeof(S)) > kLyingRowBytes && args.seq.R >= G * H;
   }
-  bool packs_ih() const { return packed() && !lies_well(widest_input(args.shape)); }
   bool packs_hh() const {
     return packed() && (args.seq.T > 1 || args.dh_0) &&
-           !(whole_panels(P) && lies_well(P) && G * H * P * int64_t(sizeof(S)) <= kCachedWeights);
+           !(whole_panels(P) && G * H * P * int64_t(sizeof(S)) <= kCachedWeights);
   }
   W W_ih(const L& layer, int64_t d, int g) const {
     return W::gate(g, layer.weights(d).W_ih, direction[d].W_ih, H, layer.inputs());
