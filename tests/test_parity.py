@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 
+import rnn_ext
 from tests.contract import promise
 from tests.covering import each_meeting
 from tests.strategies import EDGE_CASES, cases
@@ -75,6 +76,20 @@ def test_shapes_of_the_benchmark(layer, threads, shape):
     batch, time, input_size, hidden_size = shape
     torch.set_num_threads(threads)
     assert_parity(Case(layer, input_size, hidden_size, lengths=(time,) * batch))
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("batch", [1, 3, 4, 30])
+def test_a_row_larger_than_a_cache(batch):
+    ours, theirs = rnn_ext.RNN(270_000, 20), torch.nn.RNN(270_000, 20)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, batch, 270_000) / 100
+    results = []
+    for module in (ours, theirs):
+        y, _ = module(x)
+        y.square().sum().backward()
+        results.append([y, *(p.grad for p in module.parameters())])
+    assert_all_close(*results)
 
 
 @each_meeting(2, layer=LAYERS, threads=[1, 2, 3], batch=[1, 2, 40], form=["batched", "unsorted"])

@@ -240,7 +240,7 @@ void panel_product(T* C, int64_t ldc, const T* A, int64_t lda, bool far, int64_t
   };
   // C is most of the traffic: row by row.
   if (B.K <= kFewTerms && tiles > 1 && M * B.N * int64_t(sizeof(T)) >= kNearBytes) return in_groups(tiles);
-  const int64_t groups = M * B.K * int64_t(sizeof(T)) / kGroupBytes;
+  const int64_t groups = smaller(tiles, M * B.K * int64_t(sizeof(T)) / kGroupBytes);
   if (groups >= kManyGroups && some.size() > kPanelWidth<T>) return in_groups(groups);
   const int64_t blocks = B.K < kBlock ? 1 : (B.K + kBlock / 2) / kBlock;
   const int64_t width = (M == 1 ? kSinglePanels : 1) * kPanelWidth<T>;
