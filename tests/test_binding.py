@@ -186,9 +186,10 @@ def test_autocast_gives_outputs_in_its_dtype_and_gradients_in_the_weights(layer,
     x = torch.randn(5, 2, 4)
     x = x if form == "batched" else pack_sequence([x[:, 0], x[:3, 1]])
     with torch.autocast("cpu", torch.bfloat16):
-        actual, expected = named_outputs(ours(x)), named_outputs(theirs(x))
+        actual = named_outputs(ours(x))
         with torch.autocast("cpu", enabled=False):
             assert named_outputs(ours(x))["y"].dtype == torch.float32
+            expected = named_outputs(theirs(x))  # its LSTM has no bfloat16 on processors without AVX-512
     for name, output in actual.items():
         assert output.dtype == torch.bfloat16
         assert_close(output, expected[name])

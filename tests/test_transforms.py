@@ -169,6 +169,15 @@ def assert_a_transform_is_right(case: Case, transform) -> None:
     assert_all_close(flat(transform(ours, values)), flat(transform(plain.as_function(case), values)))
 
 
+@pytest.mark.sanitize
+@pytest.mark.parametrize("layer", [layer for layer in LAYERS if layer.projected], ids=str)
+@pytest.mark.parametrize("hidden_size", [3, 5, 9])
+def test_a_layer_with_a_projection_wider_than_its_cell(layer, hidden_size):
+    """Such a layer gives the cell's output beside its projection, to gradients per sample that are differentiated."""
+    case = Case(layer, **SMALL | {"hidden_size": hidden_size}, bidirectional=True)
+    assert_a_transform_is_right(case, TRANSFORMS["grad of vmap of grad"])
+
+
 @each_meeting(layer=LAYERS, options=OPTIONS, transform=EVERY_TRANSFORM)
 @pytest.mark.filterwarnings("error::rnn_ext.SlowPathWarning")
 def test_a_transform_of_a_layer_is_right(layer, options, transform):

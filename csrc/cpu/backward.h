@@ -309,7 +309,7 @@ class Backward {
     T* dh_0 = layer.state(static_cast<T*>(args.dh_0), d, first, P);
     for (int g = 0; g < G && dh_0; ++g)
       multiply(dh_0, every * P, da.at(first, Cell::hidden_column(g) * Hk).every(every), count, W_hh(layer, d, g),
-               {units.begin, smaller(units.end, P)}, g > 0 ? Into::add : Into::assign,
+               args.shape.projected ? Range{0, P} : units, g > 0 ? Into::add : Into::assign,
                direction[d], team, packs_hh());
     T* target = Cell::carry == Carry::cell ? layer.state(static_cast<T*>(args.dc_0), d, first, H) : dh_0;
     if (Cell::carry == Carry::none || !target) return;

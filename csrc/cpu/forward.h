@@ -289,7 +289,8 @@ class Forward {
   void for_vectors(Range which, const Part& sequences, Range units, int64_t width, Do act) {
     const Part rows = sequences.from(which.begin);
     const int64_t count = rows.count(which.end);
-    const int64_t last = smaller(units.end, width);
+    // A projection may be wider than the cell; then the units are not split.
+    const int64_t last = args.shape.projected ? width : units.end;
     for (int64_t i = 0; i < count; ++i)
       for (int64_t j = units.begin; j < last; j += kLane) act(rows[i], j);
   }
