@@ -189,7 +189,7 @@ def test_autocast_gives_outputs_in_its_dtype_and_gradients_in_the_weights(layer,
         actual = named_outputs(ours(x))
         with torch.autocast("cpu", enabled=False):
             assert named_outputs(ours(x))["y"].dtype == torch.float32
-            expected = named_outputs(theirs(x))  # its LSTM has no bfloat16 on processors without AVX-512
+            expected = named_outputs(theirs(x))  # torch's LSTM has no bfloat16 without AVX-512
     for name, output in actual.items():
         assert output.dtype == torch.bfloat16
         assert_close(output, expected[name])

@@ -147,7 +147,7 @@ class Backward {
     return args.plan.split == Split::hidden && panel_count<Product>(N) >= team.size;
   }
   // Rows of weights may be the right side of a product where they lie, whole panels of them at least. For W_ih that is
-  // as fast, since a panel serves many rows; for W_hh if it stays in a core's cache.
+  // as fast, since a panel serves many rows, unless narrow panels lie far apart; for W_hh if it stays in a core's cache.
   static constexpr int64_t kCachedWeights = 768 * 1024;
   static bool whole_panels(int64_t columns) { return kStoredAsOperand<Product, S> && columns % Product::kWidth == 0; }
   bool packs_ih() const {

@@ -240,6 +240,7 @@ void panel_product(T* C, int64_t ldc, const T* A, int64_t lda, bool far, int64_t
   };
   // C is most of the traffic: row by row.
   if (B.K <= kFewTerms && tiles > 1 && M * B.N * int64_t(sizeof(T)) >= kNearBytes) return in_groups(tiles);
+  // A tile at least in each, or else a long row would never be small enough.
   const int64_t groups = smaller(tiles, M * B.K * int64_t(sizeof(T)) / kGroupBytes);
   if (groups >= kManyGroups && some.size() > kPanelWidth<T>) return in_groups(groups);
   const int64_t blocks = B.K < kBlock ? 1 : (B.K + kBlock / 2) / kBlock;

@@ -186,23 +186,15 @@ inline void store(double* p, VecD v, int64_t n) {
     _mm512_mask_storeu_pd(p, (__mmask8)first_lanes(n), (__m512d)v);
 }
 #elif defined(__AVX2__)
-template <class Int>  // of the size of a lane
-inline __m256i first_lanes(int64_t n) {
-  constexpr int lanes = 32 / sizeof(Int);
-  struct Ones {
-    Int of[2 * lanes] = {};
-    constexpr Ones() {
-      for (int i = 0; i < lanes; ++i) of[i] = -1;
-    }
-  };
-  static constexpr Ones ones;
-  return _mm256_loadu_si256((const __m256i*)(ones.of + lanes - n));
+inline __m256i first_lanes(int64_t n) {  // of 32 bits each
+  static constexpr int32_t ones[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  return _mm256_loadu_si256((const __m256i*)(ones + 8 - n));
 }
 inline VecF load(const float* p, int64_t n) {
-  return n >= 8 ? load(p) : (VecF)_mm256_maskload_ps(p, first_lanes<int32_t>(n));
+  return n >= 8 ? load(p) : (VecF)_mm256_maskload_ps(p, first_lanes(n));
 }
 inline VecD load(const double* p, int64_t n) {
-  return n >= 4 ? load(p) : (VecD)_mm256_maskload_pd(p, first_lanes<int64_t>(n));
+  return n >= 4 ? load(p) : (VecD)_mm256_maskload_pd(p, first_lanes(2 * n));
 }
 // In pieces, each half of the one before: a masked store is slow on AMD.
 inline void store(float* p, VecF v, int64_t n) {
@@ -220,16 +212,7 @@ inline void store(float* p, VecF v, int64_t n) {
   }
   if (n & 1) _mm_store_ss(p, four);
 }
-inline void store(double* p, VecD v, int64_t n) {
-  if (n >= 4) return store(p, v);
-  __m128d two = _mm256_castpd256_pd128((__m256d)v);
-  if (n & 2) {
-    _mm_storeu_pd(p, two);
-    two = _mm256_extractf128_pd((__m256d)v, 1);
-    p += 2;
-  }
-  if (n & 1) _mm_store_sd(p, two);
-}
+inline void store(double* p, VecD v, int64_t n) { store(reinterpret_cast<float*>(p), (VecF)v, 2 * n); }
 #else
 template <class T>
 inline Vec<T> load(const T* p, int64_t n) {
