@@ -103,7 +103,14 @@ inline Tensor empty(const Sizes& sizes, ScalarType dtype, const Tensor& like) {
   return result;
 }
 
+// Its storage may have been given back. Torch's operators crash on some such tensors: so this is no refusal.
+inline void check_memory(const Tensor& t) {
+  STD_TORCH_CHECK(t.const_data_ptr() != nullptr || t.numel() == 0,
+                  "The tensor has a non-zero number of elements, but its data is not allocated.");
+}
+
 inline Tensor dense(const Tensor& t) {
+  check_memory(t);
   if (t.is_contiguous()) return t;
   Tensor copy = empty(Sizes(t), t.scalar_type(), t);
   torch::stable::copy_(copy, t);
@@ -182,7 +189,7 @@ struct Call {
     }
   }
 
-  const CellFacts& facts() const { return cell_facts[cell]; }
+  const NamedCell& facts() const { return cell_facts[cell]; }
 
   int64_t tape() const { return facts().tape + shape.projected; }
   Sizes h_sizes() const { return state_sizes(shape.P); }
@@ -215,6 +222,7 @@ struct Call {
 
   // Padded [T, B, I], one step [B, I], or packed [R, I] with batch_sizes [T].
   void find_rows(const Maybe& batch_sizes) {
+    check_memory(x);
     STD_TORCH_CHECK(single || x.dim() == (batch_sizes ? 2 : 3), "rnn_ext: input has the wrong number of dimensions");
     if (x.size(-1) > 1 && x.stride(-1) != 1) x = dense(x);
     if (!batch_sizes) {

@@ -201,7 +201,7 @@ PyObject* at_once(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const char* mode = PyUnicode_AsUTF8(args[5]);
   const int cell = mode != nullptr ? cell_of(mode) : -1;
   if (cell < 0 || !plain_mode()) return not_implemented();
-  const CellFacts& facts = cell_facts[cell];
+  const NamedCell& facts = cell_facts[cell];
   PyObject *h_0 = Py_None, *c_0 = Py_None;
   Inputs in;
   if (!in.add(x)) return not_implemented();

@@ -100,7 +100,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("multiplies_bfloat16", &multiplies_bfloat16,
         "Whether bfloat16 is multiplied by AVX512_BF16: the set in use is avx512 and the processor has it.");
   py::dict cells;
-  for (const CellFacts& facts : cell_facts) cells[facts.mode] = py::make_tuple(facts.gates, facts.states, facts.tape);
+  for (const NamedCell& facts : cell_facts) cells[facts.mode] = py::make_tuple(facts.gates, facts.states, facts.tape);
   m.attr("cells") = cells;  // by mode: weight rows per hidden unit, states, numbers per unit that backward needs
   m.def("plan", &plan, py::arg("mode"), py::arg("T"), py::arg("B"), py::arg("rows"), py::arg("I"), py::arg("H"),
         py::arg("proj_size"), py::arg("L"), py::arg("D"), py::arg("dtype"), py::arg("threads"), py::arg("batch_invariant"),

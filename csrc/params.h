@@ -64,7 +64,7 @@ struct LayerGradients {  // compute type, overwritten
   void* dW_hr = nullptr;  // [P, H] or null
 };
 
-// How a call is carried out. Chosen from shape and thread count only (plan.cpp), never from the data.
+// How a call is carried out; chosen by plan.cpp, never from the numbers.
 enum class Split : int { none, batch, hidden, layer };  // what the threads divide inside the time loop, or of a stack
 enum class Multiply : int { fma, amx, bf16, count };  // vectors, tiles of bfloat16 parts (amx.h), pairs (bf16.h)
 enum class Weights : int {                     // how they become operands

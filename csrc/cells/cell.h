@@ -1,7 +1,8 @@
 // What a cell is, and the list of all cells.
 //
 // A cell is a few constants and two pure functions of one step, pointwise in the hidden unit; the time loops
-// never name a cell. V is a pack of vectors of hidden units on the CPU and a scalar on the GPU.
+// never name a cell. V is a pack of vectors on the CPU (of hidden units, or of sequences: by_sequence.h) and a scalar on
+// the GPU.
 //
 //   gates     weight rows per unit, in PyTorch's gate order
 //   columns   pre-activations per unit: one a gate, and one more for each gate whose recurrent part stays apart

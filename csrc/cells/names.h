@@ -1,8 +1,8 @@
-// The list of cells and their constants, for what lies above the kernels.
+// The list of cells, their names and constants, for what lies above the kernels.
 #pragma once
 #include <string>
 
-#include "cell.h"
+#include "facts.h"
 
 namespace rnn_ext {
 
@@ -11,16 +11,14 @@ namespace constants_of {
 #include "all.h"
 }
 
-struct CellFacts {
+struct NamedCell : CellFacts {
   const char* mode;  // PyTorch's RNNBase.mode
-  int gates, columns, tape;
-  int states;  // h, and c where there is one
+  int states;        // h, and c where there is one
 };
 
-inline constexpr CellFacts cell_facts[] = {
-#define RNN_EXT_FACTS(name, type)                                                          \
-  {#name, constants_of::type::gates, constants_of::type::columns, constants_of::type::tape, \
-   constants_of::type::carry == Carry::cell ? 2 : 1},
+inline constexpr NamedCell cell_facts[] = {
+#define RNN_EXT_FACTS(name, type) \
+  {facts_of<constants_of::type>(), #name, constants_of::type::carry == Carry::cell ? 2 : 1},
     RNN_EXT_CELLS(RNN_EXT_FACTS)
 #undef RNN_EXT_FACTS
 };

@@ -138,24 +138,11 @@ void product(float* C, int64_t ldc, const SplitRows<PA>& A, int64_t M, const Til
 // See FmaProduct. bfloat16 states and weights are their own high parts, float16 ones are exactly two; gradients beside
 // them keep 16 bits.
 template <class S>
-struct AmxProduct {
-  static constexpr int kParts = kIsBfloat16<S> ? 1 : Half<S> ? 2 : 3;
-  using T = float;
-  using States = SplitRows<kParts>;
-  using Gradients = SplitRows<kParts == 3 ? 3 : 2>;
-  using Right = TilePanels<kParts>;
-  using Transposed = Gradients;
-  static constexpr bool kOnFloats = false, kAnyRows = false;
-  static constexpr int64_t kWidth = Right::kWidth, kSingle = 1;
-  static constexpr int64_t kRowUnit = 2 * kTile, kUnit = kWidth;
-  static constexpr int64_t kInputRows = 128;  // few enough to stay in a core's cache beside the weights
-  static constexpr int64_t kRightBytes = 1024 * 1024, kLeftRows = 2 * kTile;
-
+constexpr int kAmxParts = kIsBfloat16<S> ? 1 : Half<S> ? 2 : 3;
+template <class S>
+struct AmxProduct : PartsProduct<kAmxParts<S>, kAmxParts<S> == 3 ? 3 : 2> {
   using Use = TileUse;
-  static constexpr bool copies(int64_t, int64_t) { return true; }
-  static int64_t transposed_bytes(int64_t units, int64_t rows) { return Transposed::bytes(units, rows); }
-  static Transposed transposed(void* memory, Gradients, int64_t, int64_t rows) { return Transposed::of(memory, rows); }
-  static void transpose(Transposed out, Gradients da, int64_t rows, Range units) {
-    transpose_rows(out, da, rows, units);
-  }
+  static constexpr bool kAnyRows = false;
+  static constexpr int64_t kSingle = 1, kRowUnit = 2 * kTile;
+  static constexpr int64_t kRightBytes = 1024 * 1024, kLeftRows = 2 * kTile;
 };

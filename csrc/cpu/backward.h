@@ -8,20 +8,13 @@
 //   dx = da W_ih,   dW_ih += da^T x,   dW_hh += da^T h_{t-1},   dW_hr += dh^T out,   db += sum of da.
 // The last four are in weight_gradients.h.
 
-template <class Cell, class S, class Product>
+template <class S, class Product>
 class Backward {
   using T = Compute<S>;
   using Gradients = typename Product::Gradients;
-  using Right = typename Product::Right;
-  using W = Weight<Product, S>;
-  static constexpr int G = Cell::gates, C = Cell::columns;
   static constexpr int64_t kLane = kLanes<T>;
 
   struct Direction {
-    char* W_ih;   // panels of W_ih, gate by gate
-    char* W_hh;   // panels of W_hh, gate by gate
-    char* W_hr;   // panels of W_hr
-    char* piece;  // [workers, piece_size]: a panel of a weight that is packed where it is used
     Gradients da[2];  // [rows of a chunk, C, Hk]: gradients of the pre-activations, of this chunk and of the one before;
                       // where h_t is projected, dh_t [P] ends each row
     T* dh;        // [B, Hp]: gradient of the cell's output (Own)
@@ -33,44 +26,44 @@ class Backward {
   using L = Layer<S, BackwardArgs>;
   using Use = typename Product::Use;
 
+  // What the loops know of a cell: its constants, and what it does of a step.
+  struct CellOf : CellFacts {
+    void (Backward::*update)(const L&, int64_t, int64_t, Gradients, Own<T>, Own<T>, const Part&, int64_t, int64_t,
+                             int64_t, int64_t) const;
+  };
+  template <class Cell>
+  static consteval CellOf cell_of() {
+    return {facts_of<Cell>(), &Backward::template update<Cell>};
+  }
+
   // With set `set` of the buffers; layers that run one after the other take the same.
-  explicit Backward(const BackwardArgs& args, int64_t set = 0)
-      : args(args), H(args.shape.H), P(args.shape.P), Hp(round_up(H, kLane)), Hk(Gradients::width(H)),
-        weight_gradients(args) {
+  Backward(const BackwardArgs& args, const CellOf& cell, int64_t set = 0)
+      : args(args), cell(cell), G(cell.gates), C(cell.columns), H(args.shape.H), P(args.shape.P), Hp(round_up(H, kLane)),
+        Hk(Gradients::width(H)), by_layer(args.plan.split == Split::layer),
+        workspace{static_cast<char*>(args.workspace), set, by_layer ? args.shape.L : 1},
+        weights(args, cell, workspace, by_layer ? 1 : args.plan.threads), weight_gradients(args, cell) {
     const Shape& s = args.shape;
     chunk_rows = smaller(args.plan.backward_steps, args.seq.T) * args.seq.B;
     width = C * Hk + (args.shape.projected ? Gradients::width(P) : 0);
     ldp = padded_stride<T>(round_up(P, kLane));
-    const bool ih_lies = (!args.dx || whole_panels(s.I)) && (s.L == 1 || whole_panels(s.D * P));
-    const bool hh_lies = whole_panels(P) && (!s.projected || whole_panels(H));
-    piece_size = (packs_ih() || ih_lies) && (packed() || hh_lies) ? 0 : W::piece_bytes(H);
-    const bool by_layer = args.plan.split == Split::layer;
-    Workspace w{static_cast<char*>(args.workspace), set, by_layer ? s.L : 1};
+    Workspace& w = workspace;
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];
-      const auto right = [&](bool packs, int64_t count, int64_t K, int64_t N) {
-        return w.take<char>(packs ? count * Right::bytes(K, N) : 0);
-      };
-      z.W_ih = right(packs_ih() && (args.dx || s.L > 1), G, H, widest_input(s));
-      z.W_hh = right(packs_hh(), G, H, P);
-      z.W_hr = right(packed() && s.projected, 1, P, H);
-      z.piece = w.take<char>((by_layer ? 1 : args.plan.threads) * piece_size);
       const auto rows = [&] { return Gradients::of(w.take<char>(Gradients::bytes(chunk_rows, width)), width); };
       z.da[0] = rows();
       z.da[1] = Chunks{args.seq.T, args.plan.backward_steps}.count() > 1 ? rows() : z.da[0];
       const int64_t own_size = Own<T>::size(args.seq.B, 1, Hp, args.plan);
       z.dh = w.take<T>(own_size);
       z.dh_t = w.take<T>(s.projected ? args.seq.B * ldp : 0);
-      z.carry = w.take<T>(Cell::carry != Carry::none ? own_size : 0);
+      z.carry = w.take<T>(cell.carry != Carry::none ? own_size : 0);
     }
     weight_gradients.take(w, chunk_rows, width);
     sums = w.take_shared<T>(s.D > 1 ? args.plan.threads * chunk_rows * Product::kWidth : 0);
     for (T*& dx : dx_below) dx = w.take_shared<T>(s.L > 1 ? args.seq.R * s.D * P : 0);
     progress = w.take_shared<Progress>(by_layer ? s.L : 0);
-    bytes = w.used;
   }
 
-  size_t workspace_bytes() const { return bytes; }
+  size_t workspace_bytes() const { return workspace.used; }
   Progress* progress_of_layers() const { return progress; }
 
   // What must be done before the last chunk.
@@ -78,7 +71,7 @@ class Backward {
     if (layer.l == 0) take_pages(args.dx, args.seq.R * args.shape.I * int64_t(sizeof(T)), team);
     for (int64_t d = 0; d < args.shape.D; ++d) {
       for (const Gradients& da : direction[d].da) clear_behind(da, team);
-      pack(layer, d, team);
+      weights.pack(layer, d, dx(layer.l) != nullptr, team);
     }
     if (args.shape.D > 1 && dx(layer.l)) clear(dx(layer.l), args.seq.R * layer.inputs(), team);
   }
@@ -109,13 +102,13 @@ class Backward {
     const Range rows = layer.rows(d, {c.index, steps.begin, steps.end});
     const Gradients da = direction[d].da[c.index % 2].at(rows.begin - layer.rows(d, c).begin);
     // A worker keeps its part of W_ih in its own cache, or else all of it.
-    const bool by_column = shares_columns(N, team);
+    const bool by_column = weights.shares_columns(N, team);
     const Range mine = by_column ? Range{0, rows.size()} : team.part(rows.size(), Product::kRowUnit);
     const Range columns = by_column ? team.part(N, Product::kUnit) : Range{0, N};
     const auto product_of = [&](T* out, int64_t ldo, Range some) {
       for (int g = 0; g < G; ++g)
-        multiply(out, ldo, da.at(mine.begin, g * Hk), mine.size(), W_ih(layer, d, g), some,
-                 g > 0 ? Into::add : Into::assign, direction[d], team, packs_ih());
+        weights.multiply(out, ldo, da.at(mine.begin, g * Hk), mine.size(), weights.W_ih(layer, d, g), some,
+                         g > 0 ? Into::add : Into::assign, d, team);
     };
     T* const out = dx(layer.l) + (rows.begin + mine.begin) * N;
     if (args.shape.D == 1) return product_of(out, N, columns);
@@ -141,40 +134,6 @@ class Backward {
   }
 
  private:
-  bool packed() const { return args.plan.weights == Weights::packed; }
-  // Whether workers divide the columns of an input gradient rather than its rows.
-  bool shares_columns(int64_t N, const Team& team) const {
-    return args.plan.split == Split::hidden && panel_count<Product>(N) >= team.size;
-  }
-  // Rows of weights may be the right side of a product where they lie, whole panels of them at least. For W_ih that is
-  // as fast, since a panel serves many rows, unless narrow panels lie far apart; for W_hh if it stays in a core's cache.
-  static constexpr int64_t kCachedWeights = 768 * 1024;
-  static bool whole_panels(int64_t columns) { return kStoredAsOperand<Product, S> && columns % Product::kWidth == 0; }
-  bool packs_ih() const {
-    if (!packed() || !kStoredAsOperand<Product, S>) return packed();
-    // Not where it would take more memory than the input's gradient does.
-    return widest_input(args.shape) * int64_t(sizeof(S)) > kLyingRowBytes && args.seq.R >= G * H;
-  }
-  bool packs_hh() const {
-    return packed() && (args.seq.T > 1 || args.dh_0) &&
-           !(whole_panels(P) && G * H * P * int64_t(sizeof(S)) <= kCachedWeights);
-  }
-  W W_ih(const L& layer, int64_t d, int g) const {
-    return W::gate(g, layer.weights(d).W_ih, direction[d].W_ih, H, layer.inputs());
-  }
-  W W_hh(const L& layer, int64_t d, int g) const {
-    return W::gate(g, layer.weights(d).W_hh, direction[d].W_hh, H, P);
-  }
-  W W_hr(const L& layer, int64_t d) const { return W::gate(0, layer.weights(d).W_hr, direction[d].W_hr, P, H); }
-
-  // C = or += A W for some columns.
-  template <class Left>
-  void multiply(T* out, int64_t ldo, const Left& A, int64_t M, const W& w, Range columns, Into into, const Direction& z,
-                const Team& team, bool is_packed) {
-    if (is_packed) return product(out, ldo, A, M, w.packed(), columns, into);
-    product_of_rows_in_pieces(out, ldo, A, M, w, columns, into, z.piece + team.rank * piece_size);
-  }
-
   // Gradient of layer l's input, [R, inputs]; null where nobody wants it.
   T* dx(int64_t l) const { return l == 0 ? static_cast<T*>(args.dx) : dx_below[l % 2]; }
 
@@ -191,21 +150,6 @@ class Backward {
         for (int64_t k = Hp; k < Hk; k += kLane) da.write(r, i * Hk + k, Vec<T>{});
       for (int64_t k = C * Hk + round_up(P, kLane); k < width; k += kLane) da.write(r, k, Vec<T>{});
     }
-  }
-
-  void pack(const L& layer, int64_t d, const Team& team) {
-    if (!packed()) return;
-    for (int g = 0; g < G; ++g) {
-      const int64_t I = layer.inputs();
-      if (dx(layer.l) && packs_ih())
-        pack_rows(W_ih(layer, d, g),
-                  shares_columns(I, team) ? team.part(I, Product::kUnit) : share_of_panels<Product>(team, g, G, I));
-      if (packs_hh())
-        pack_rows(W_hh(layer, d, g), args.plan.split == Split::hidden
-                                         ? Roles(team, args.plan, args.shape.D).units(d, P, Product::kUnit)
-                                         : share_of_panels<Product>(team, g, G, P));
-    }
-    if (args.shape.projected) pack_rows(W_hr(layer, d), share_of_panels<Product>(team, 0, 1, H));
   }
 
   // da of step s, which is in chunk c or the first step of the chunk after it; nothing past the end.
@@ -248,8 +192,8 @@ class Backward {
         }
       }
       for (int g = 0; g < G && going_on > 0; ++g)
-        multiply(out + b * ldo, every * ldo, da_next.at(b, Cell::hidden_column(g) * Hk).every(every), going_on,
-                 W_hh(layer, d, g), group, Into::add, z, team, packs_hh());
+        weights.multiply(out + b * ldo, every * ldo, da_next.at(b, cell.hidden_columns[g] * Hk).every(every), going_on,
+                         weights.W_hh(layer, d, g), group, Into::add, d, team);
     };
     const bool projected = args.shape.projected;
     if (projected) {
@@ -257,23 +201,25 @@ class Backward {
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = 0, b = sequences[i]; j < P; j += kLane)
           da.write(b, C * Hk + j, load(z.dh_t + b * ldp + j, P - j));
-      multiply(dh.at + b * dh.row, every * dh.row, da.at(b, C * Hk).every(every), rows, W_hr(layer, d), units,
-               Into::assign, z, team, packed());
+      weights.multiply(dh.at + b * dh.row, every * dh.row, da.at(b, C * Hk).every(every), rows, weights.W_hr(layer, d),
+                       units, Into::assign, d, team);
     }
     const Groups<Product> groups{units, going_on == 1 ? Product::kSingle : 1};
     for (int64_t i = 0, count = groups.count(); i < count; ++i) {
       // To and fro: what the last step used last of W_hh is still in the cache.
       const Range group = groups[s % 2 == 1 ? count - 1 - i : i];
       if (!projected) output_gradient(dh.at, dh.row, group);
-      update(layer, d, row, da, dh, carry, sequences, rows, next, group.begin, group.end);
+      (this->*cell.update)(layer, d, row, da, dh, carry, sequences, rows, next, group.begin, group.end);
     }
   }
 
   // The cell: da of the first `rows` of a worker's sequences, and of some units, from dh. The sequences before `next` have
   // a later step. All that it needs is in variables of its own, or else it would be read again after every store.
+  template <class Cell>
   __attribute__((flatten)) void update(const L& layer, int64_t d, int64_t row, Gradients da, Own<T> dh_t, Own<T> carries,
                                        const Part& sequences, int64_t rows, int64_t next, int64_t begin,
                                        int64_t end) const {
+    constexpr int C = Cell::columns;
     const bool projected = args.shape.projected;
     const int64_t H = this->H, Hk = this->Hk, ldt = (Cell::tape + projected) * H;
     const S* const tape = layer.tape(static_cast<const S*>(args.tape), d, row, Cell::tape + projected);
@@ -283,15 +229,15 @@ class Backward {
     in_packs<T, kTogether<Cell>>(sequences, rows, begin, end, [&](auto at) {
       constexpr int N = at.vectors;
       using V = Pack<T, N>;
-      V kept[Cell::tape + 1 /* never none */], da_t[C], dh = load_pack(at, dh_t.at, dh_t.row), carry{};
-      for (int i = 0; i < Cell::tape; ++i) kept[i] = load_pack(at, tape + i * H, ldt);
+      V tape_t[Cell::tape + 1 /* never none */], da_t[C], dh = load_pack(at, dh_t.at, dh_t.row), carry{};
+      for (int i = 0; i < Cell::tape; ++i) tape_t[i] = load_pack(at, tape + i * H, ldt);
       if constexpr (Cell::carry != Carry::none)
         carry = pack_of<T, N>([&](int v) {
           const int64_t b = at.row(v), j = at.unit(v);
           return b < next ? load(carries.at + b * carries.row + j) : dc_n ? load(dc_n + b * H + j, at.left(v)) : Vec<T>{};
         });
       if constexpr (Cell::carry == Carry::hidden) dh = dh + carry;
-      Cell::backward(kept, load_pack(at, out, ld_out), dh, carry, da_t);
+      Cell::backward(tape_t, load_pack(at, out, ld_out), dh, carry, da_t);
       for_vectors_of<N>([&](int v) {
         const int64_t b = at.row(v), j = at.unit(v);
         if constexpr (Cell::carry != Carry::none) store(carries.at + b * carries.row + j, carry.v[v]);
@@ -308,24 +254,28 @@ class Backward {
     if (count == 0) return;
     T* dh_0 = layer.state(static_cast<T*>(args.dh_0), d, first, P);
     for (int g = 0; g < G && dh_0; ++g)
-      multiply(dh_0, every * P, da.at(first, Cell::hidden_column(g) * Hk).every(every), count, W_hh(layer, d, g),
-               args.shape.projected ? Range{0, P} : units, g > 0 ? Into::add : Into::assign,
-               direction[d], team, packs_hh());
-    T* target = Cell::carry == Carry::cell ? layer.state(static_cast<T*>(args.dc_0), d, first, H) : dh_0;
-    if (Cell::carry == Carry::none || !target) return;
+      weights.multiply(dh_0, every * P, da.at(first, cell.hidden_columns[g] * Hk).every(every), count,
+                       weights.W_hh(layer, d, g), args.shape.projected ? Range{0, P} : units,
+                       g > 0 ? Into::add : Into::assign, d, team);
+    T* target = cell.carry == Carry::cell ? layer.state(static_cast<T*>(args.dc_0), d, first, H) : dh_0;
+    if (cell.carry == Carry::none || !target) return;
     for (int64_t i = 0; i < count; ++i)
       for (int64_t j = units.begin; j < units.end; j += kLane) {
         const Vec<T> carry = load(carries.at + rows[i] * carries.row + j);
         T* p = target + i * every * H + j;
-        store(p, Cell::carry == Carry::cell ? carry : load(p, H - j) + carry, H - j);
+        store(p, cell.carry == Carry::cell ? carry : load(p, H - j) + carry, H - j);
       }
   }
 
   const BackwardArgs& args;
+  const CellOf& cell;
+  const int G, C;  // gates and columns
   const int64_t H, P, Hp, Hk;  // Hp, Hk: units in vectors, and as a product's operand
-  int64_t width, ldp, chunk_rows, piece_size;
-  WeightGradients<Cell, S, Product> weight_gradients;
-  size_t bytes;
+  const bool by_layer;  // one worker is on a layer, a chunk at a time
+  Workspace workspace;
+  BackwardWeights<S, Product> weights;
+  WeightGradients<S, Product> weight_gradients;
+  int64_t width, ldp, chunk_rows;
   Direction direction[2];
   T* sums;  // [workers, rows of a chunk, width of a panel]: of one direction, for dx
   T* dx_below[2];

@@ -2,9 +2,8 @@
 //   dh_t = dy_t + W_hh^T da_{t+1},   da_t = cell.backward(h_t, dh_t),   dx_t = W_ih^T da_t
 // and, for some steps at once, the gradients of the weights.
 
-template <class Cell, class T>
-class BySequence<Cell, T, BackwardArgs> {
-  static constexpr int G = Cell::gates, C = Cell::columns;
+template <class T>
+class BySequence<T, BackwardArgs> {
   static constexpr int64_t kLane = kLanes<T>;
   // Steps whose da are kept for one product each with x and h; and how many sums the gradients of the weights begin as,
   // each over some of the blocks: no more workers than that have something to do.
@@ -12,8 +11,18 @@ class BySequence<Cell, T, BackwardArgs> {
   using L = Layer<T, BackwardArgs>;
 
  public:
-  BySequence(const BackwardArgs& args, int64_t worker)
-      : args(args), blocks{args}, H(args.shape.H), steps(smaller(kSteps, args.seq.T)), ld((steps + 1) * kLane),
+  // What the loop knows of a cell: its constants, and what it does of a step.
+  struct CellOf : CellFacts {
+    void (BySequence::*update)(int64_t, int64_t) const;
+  };
+  template <class Cell>
+  static consteval CellOf cell_of() {
+    return {facts_of<Cell>(), &BySequence::template update<Cell>};
+  }
+
+  BySequence(const BackwardArgs& args, const CellOf& cell, int64_t worker)
+      : args(args), cell(cell), G(cell.gates), C(cell.columns), blocks{args}, H(args.shape.H),
+        steps(smaller(kSteps, args.seq.T)), ld((steps + 1) * kLane),
         partial_sums(smaller(blocks.count(), kPartialSums)) {
     const Shape& s = args.shape;
     Workspace w{static_cast<char*>(args.workspace), worker, args.plan.threads};
@@ -23,9 +32,9 @@ class BySequence<Cell, T, BackwardArgs> {
     h = w.take<T>(H * ld);
     dh = w.take<T>(H * kLane);
     carry = w.take<T>(H * kLane);
-    kept = w.take<T>(Cell::tape * H * kLane);
+    tape_t = w.take<T>(cell.tape * H * kLane);
     dx = w.take<T>(widest * kLane);
-    spare = w.take<T>((widest > H ? widest : H) * kLane);
+    spare = w.take<T>(larger(widest, H) * kLane);
     da_sum = w.take<T>(round_up(C * H, kLane) * kLane);
     for (T*& below : dx_below) below = w.take_shared<T>(s.L > 1 ? args.seq.R * s.D * H : 0);
     partial_size = round_up(G * H * (widest + H) + C * H, kLane);
@@ -42,7 +51,7 @@ class BySequence<Cell, T, BackwardArgs> {
         const L layer{args, l};
         for (int64_t i = mine.begin; i < mine.end; ++i) {
           const int64_t first = blocks.count() * i / partial_sums, end = blocks.count() * (i + 1) / partial_sums;
-          if (args.gradients) sum = Partial(partial + i * partial_size, layer.inputs(), H);
+          if (args.gradients) sum = Partial(partial + i * partial_size, G * H, layer.inputs(), H);
           for (int64_t j = 0; j < C * H * kLane; ++j) da_sum[j] = 0;
           for (int64_t block = first; block < end; ++block) run_block(layer, d, block * kLane, block == first);
           if (args.gradients) sum_lanes(sum.db);
@@ -59,7 +68,7 @@ class BySequence<Cell, T, BackwardArgs> {
   struct Partial {
     T *dW_ih, *dW_hh, *db;  // [G*H, I], [G*H, H], [C*H]
     Partial() = default;
-    Partial(T* p, int64_t I, int64_t H) : dW_ih(p), dW_hh(p + G * H * I), db(dW_hh + G * H * H) {}
+    Partial(T* p, int64_t rows, int64_t I, int64_t H) : dW_ih(p), dW_hh(p + rows * I), db(dW_hh + rows * H) {}
   };
 
   // Gradient of layer l's input, [R, inputs]; null where nobody wants it.
@@ -80,11 +89,11 @@ class BySequence<Cell, T, BackwardArgs> {
     }
     if (args.dh_0) {
       recurrent_gradient(layer, d, da, nullptr);
-      if (Cell::carry == Carry::hidden)
+      if (cell.carry == Carry::hidden)
         for (int64_t j = 0; j < H * kLane; ++j) dh[j] += carry[j];
       blocks.store_state(layer, args.dh_0, d, b, dh);
     }
-    if (Cell::carry == Carry::cell && args.dc_0) blocks.store_state(layer, args.dc_0, d, b, carry);
+    if (cell.carry == Carry::cell && args.dc_0) blocks.store_state(layer, args.dc_0, d, b, carry);
   }
 
   // The state before step s, as that of place `at` of the chunk.
@@ -101,7 +110,7 @@ class BySequence<Cell, T, BackwardArgs> {
     in_groups<kSums>(H, [&](auto count, int64_t j) {
       constexpr int M = count.value;
       const auto of_gate = [&](int g) {
-        return sums<true, M>(H, W_hh + g * H * H + j, H, da + Cell::hidden_column(g) * H * ld, ld);
+        return sums<true, M>(H, W_hh + g * H * H + j, H, da + cell.hidden_columns[g] * H * ld, ld);
       };
       Pack<T, M> sum = of_gate(0);
       if (from) sum = load_columns<T, M>(from + j * kLane, kLane) + sum;
@@ -124,22 +133,24 @@ class BySequence<Cell, T, BackwardArgs> {
       blocks.load_state(spare, kLane, layer, args.dh_n, d, b);
       for (int64_t j = 0; j < H * kLane; ++j) dh[j] += spare[j];
     }
-    if (Cell::tape > 0)
-      load_columns(kept, kLane, layer.tape(static_cast<const T*>(args.tape), d, row, Cell::tape), Cell::tape * H, n,
-                   Cell::tape * H);
-    update(n, at);
+    if (cell.tape > 0)
+      load_columns(tape_t, kLane, layer.tape(static_cast<const T*>(args.tape), d, row, cell.tape), cell.tape * H, n,
+                   cell.tape * H);
+    (this->*cell.update)(n, at);
     if (args.gradients)
       blocks.load_input(x + at * kLane, ld, layer, layer.l > 0 ? output<T>(args, layer.l - 1) : nullptr, t, b, spare);
     if (dx_of(layer.l)) input_gradient(layer, d, row, n, at);
   }
 
   // The cell. A lane without a sequence gets zeros, whatever the weights are.
-  void update(int64_t n, int64_t at) {
+  template <class Cell>
+  void update(int64_t n, int64_t at) const {
+    constexpr int C = Cell::columns;
     in_groups<kTogether<Cell>>(H, [&](auto count, int64_t j) {
       constexpr int N = count.value;
       using V = Pack<T, N>;
       V tape[Cell::tape + 1 /* never none */], da_t[C], dh_t = load_columns<T, N>(dh + j * kLane, kLane), carried{};
-      for (int i = 0; i < Cell::tape; ++i) tape[i] = load_columns<T, N>(kept + (i * H + j) * kLane, kLane);
+      for (int i = 0; i < Cell::tape; ++i) tape[i] = load_columns<T, N>(tape_t + (i * H + j) * kLane, kLane);
       if (Cell::carry != Carry::none) carried = load_columns<T, N>(carry + j * kLane, kLane);
       if (Cell::carry == Carry::hidden) dh_t = dh_t + carried;
       Cell::backward(tape, load_columns<T, N>(h + (at + 1) * kLane + j * ld, ld), dh_t, carried, da_t);
@@ -164,7 +175,9 @@ class BySequence<Cell, T, BackwardArgs> {
     const T* const W_ih = static_cast<const T*>(layer.weights(d).W_ih);
     in_groups<kSums>(I, [&](auto count, int64_t i) {
       constexpr int M = count.value;
-      const auto of_gate = [&](int g) { return sums<true, M>(H, W_ih + g * H * I + i, I, da + g * H * ld + at * kLane, ld); };
+      const auto of_gate = [&](int g) {
+        return sums<true, M>(H, W_ih + g * H * I + i, I, da + g * H * ld + at * kLane, ld);
+      };
       Pack<T, M> sum = of_gate(0);
       for (int g = 1; g < G; ++g) sum = sum + of_gate(g);
       store_columns(dx + i * kLane, kLane, sum);
@@ -180,10 +193,10 @@ class BySequence<Cell, T, BackwardArgs> {
       dot_product(sum.dW_ih, G * H, x, ld, 1, da, ld, K, {0, G * H}, into);
     else
       dot_product(sum.dW_ih, I, da, ld, G * H, x, ld, K, {0, I}, into);
-    constexpr int together = gates_in_one_column<Cell>();
+    const int together = gates_in_one_column(cell);
     dot_product(sum.dW_hh, H, da, ld, together * H, h, ld, K, {0, H}, into);
     for (int g = together; g < G; ++g)
-      dot_product(sum.dW_hh + g * H * H, H, da + Cell::hidden_column(g) * H * ld, ld, H, h, ld, K, {0, H}, into);
+      dot_product(sum.dW_hh + g * H * H, H, da + cell.hidden_columns[g] * H * ld, ld, H, h, ld, K, {0, H}, into);
   }
 
   void sum_lanes(T* db) const {
@@ -198,7 +211,7 @@ class BySequence<Cell, T, BackwardArgs> {
   void add_up(const L& layer, int64_t d, const Team& team) const {
     const int64_t I = layer.inputs();
     const LayerGradients& out = args.gradients[layer.l * args.shape.D + d];
-    const Partial first(partial, I, H);
+    const Partial first(partial, G * H, I, H);
     const auto add = [&](void* gradient, const T* from, int64_t count) {
       const Range mine = team.part(count, kLane);
       for (int64_t j = mine.begin; j < mine.end; j += kLane) {
@@ -211,15 +224,17 @@ class BySequence<Cell, T, BackwardArgs> {
     add(out.dW_hh, first.dW_hh, G * H * H);
     for (int g = 0; g < G && args.shape.bias; ++g) {
       add(static_cast<T*>(out.db_ih) + g * H, first.db + g * H, H);
-      add(static_cast<T*>(out.db_hh) + g * H, first.db + Cell::hidden_column(g) * H, H);
+      add(static_cast<T*>(out.db_hh) + g * H, first.db + cell.hidden_columns[g] * H, H);
     }
   }
 
   const BackwardArgs& args;
+  const CellOf& cell;
+  const int G, C;  // gates and columns
   const Blocks<T, BackwardArgs> blocks;
   const int64_t H, steps, ld, partial_sums;  // ld: of a chunk's columns, one place more than it has steps
   T *da, *x, *h;                             // [C*H, ld], [I, ld], [H, ld]: of the steps of a chunk; h is that before each
-  T *dh, *carry, *kept, *dx, *spare;         // [H], [H], [tape*H], [I] and the larger of H and I, of a step
+  T *dh, *carry, *tape_t, *dx, *spare;         // [H], [H], [tape*H], [I] and the larger of H and I, of a step
   T* da_sum;                                 // [C*H]: over all steps
   T* dx_below[2];
   T* partial;  // [partial_sums, partial_size]

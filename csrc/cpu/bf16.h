@@ -123,23 +123,9 @@ inline void product(float* C, int64_t ldc, const SplitRows<1>& A, int64_t M, con
 }
 
 // See FmaProduct. States and weights are as they are stored; gradients beside them are rounded, as torch's are.
-struct Bf16Product {
-  using T = float;
-  using States = SplitRows<1>;
-  using Gradients = SplitRows<1>;
-  using Right = TilePanels<1>;
-  using Transposed = Gradients;
-  static constexpr bool kOnFloats = false, kAnyRows = true;
-  static constexpr int64_t kWidth = Right::kWidth, kSingle = kPairSingle;
-  static constexpr int64_t kRowUnit = kPairRows, kUnit = kWidth;
-  static constexpr int64_t kInputRows = 128;  // few enough to stay in a core's cache beside the weights
-  static constexpr int64_t kRightBytes = 512 * 1024, kLeftRows = kPairRows;
-
+struct Bf16Product : PartsProduct<1, 1> {
   struct Use {};
-  static constexpr bool copies(int64_t, int64_t) { return true; }
-  static int64_t transposed_bytes(int64_t units, int64_t rows) { return Transposed::bytes(units, rows); }
-  static Transposed transposed(void* memory, Gradients, int64_t, int64_t rows) { return Transposed::of(memory, rows); }
-  static void transpose(Transposed out, Gradients da, int64_t rows, Range units) {
-    transpose_rows(out, da, rows, units);
-  }
+  static constexpr bool kAnyRows = true;
+  static constexpr int64_t kSingle = kPairSingle, kRowUnit = kPairRows;
+  static constexpr int64_t kRightBytes = 512 * 1024, kLeftRows = kPairRows;
 };

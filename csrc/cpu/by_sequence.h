@@ -88,10 +88,9 @@ inline void store_columns(T* columns, int64_t ld, const Pack<T, N>& pack) {
 }
 
 // Of how many gates, from the first on, both parts are summed in the column of that gate.
-template <class Cell>
-constexpr int gates_in_one_column() {
+inline int gates_in_one_column(const CellFacts& cell) {
   int g = 0;
-  while (g < Cell::gates && Cell::hidden_column(g) == g) ++g;
+  while (g < cell.gates && cell.hidden_columns[g] == g) ++g;
   return g;
 }
 
@@ -131,5 +130,5 @@ struct Blocks {
 };
 
 // A pass: its workspace, and what a worker does. Args is ForwardArgs or BackwardArgs.
-template <class Cell, class T, class Args>
+template <class T, class Args>
 class BySequence;

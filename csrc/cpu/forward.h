@@ -4,13 +4,11 @@
 //   a = W_ih x_t + b_ih + b_hh  for all steps of the chunk as one product, and step by step
 //   a += W_hh h_{t-1},  h_t = cell(a),  with a projection  h_t = W_hr cell(a).
 
-template <class Cell, class S, class Product>
+template <class S, class Product>
 class Forward {
   using T = Compute<S>;
   using States = typename Product::States;
   using Unrounded = typename Product::Gradients;  // keeps more of a number than is stored
-  static constexpr int G = Cell::gates, C = Cell::columns;
-  static constexpr bool kHasCell = Cell::carry == Carry::cell;
   static constexpr int64_t kLane = kLanes<T>;
   // What is larger than this is stored past the caches: a result that may be read at once, and one that waits for
   // backward.
@@ -30,12 +28,22 @@ class Forward {
   using L = Layer<S, ForwardArgs>;
   using Use = typename Product::Use;
 
+  // What the loops know of a cell: its constants, and what it does of a step.
+  struct CellOf : CellFacts {
+    void (Forward::*update)(const L&, int64_t, int64_t, Own<T>, Own<T>, States, States, const Part&, int64_t, int64_t,
+                            int64_t) const;
+  };
+  template <class Cell>
+  static consteval CellOf cell_of() {
+    return {facts_of<Cell>(), &Forward::template update<Cell>};
+  }
+
   // With set `set` of the buffers; layers that run one after the other take the same.
-  explicit Forward(const ForwardArgs& args, int64_t set = 0)
-      : args(args), H(args.shape.H), P(args.shape.P), Hp(round_up(H, kLane)),
-        by_layer(args.plan.split == Split::layer),
+  Forward(const ForwardArgs& args, const CellOf& cell, int64_t set = 0)
+      : args(args), cell(cell), G(cell.gates), C(cell.columns), has_state(cell.carry == Carry::cell), H(args.shape.H),
+        P(args.shape.P), Hp(round_up(H, kLane)), by_layer(args.plan.split == Split::layer),
         workspace{static_cast<char*>(args.workspace), set, by_layer ? args.shape.L : 1},
-        weights(args, workspace, workers(), set) {
+        weights(args, cell, workspace, workers(), set) {
     const Shape& s = args.shape;
     chunk_rows = smaller(args.plan.forward_steps, args.seq.T) * args.seq.B;
     ldh = padded_stride<T>(round_up(P, kLane));
@@ -43,7 +51,7 @@ class Forward {
     input_bytes = copies_inputs() ? round_up(States::bytes(input_rows, widest_input(s)), 64) : 0;
     const int64_t row_bytes = args.seq.R * s.D * int64_t(sizeof(S));
     streams_y = row_bytes * P > kStreamedOutput;
-    streams_tape = row_bytes * s.L * (Cell::tape + s.projected) * H > kStreamedTape;
+    streams_tape = row_bytes * s.L * (cell.tape + s.projected) * H > kStreamedTape;
     const bool ahead = !by_layer && Chunks{args.seq.T, args.plan.forward_steps}.count() > 1;
     Workspace& w = workspace;
     for (int64_t d = 0; d < s.D; ++d) {
@@ -51,7 +59,7 @@ class Forward {
       z.a[0] = w.take<T>(Own<T>::size(chunk_rows, C, Hp, args.plan));
       z.a[1] = ahead ? w.take<T>(Own<T>::size(chunk_rows, C, Hp, args.plan)) : z.a[0];
       for (States& h : z.h) h = States::of(w.take<char>(States::bytes(args.seq.B, P)), P);
-      z.c = w.take<T>(kHasCell ? Own<T>::size(args.seq.B, 1, Hp, args.plan) : 0);
+      z.c = w.take<T>(has_state ? Own<T>::size(args.seq.B, 1, Hp, args.plan) : 0);
       z.out = Unrounded::of(w.take<char>(s.projected ? Unrounded::bytes(args.seq.B, H) : 0), H);
       z.projected = w.take<T>(s.projected ? args.seq.B * ldh : 0);
       z.input = w.take<char>(workers() * input_bytes);
@@ -79,7 +87,7 @@ class Forward {
   }
 
   // a = W_ih x + b for the rows of a chunk.
-  void project(const L& layer, Chunk c, const Team& team) {
+  void project_input(const L& layer, Chunk c, const Team& team) {
     const Roles roles(team, args.plan, args.shape.D);
     for (int64_t d = 0; d < args.shape.D; ++d) {
       const Direction& z = direction[d];
@@ -137,7 +145,7 @@ class Forward {
     const int64_t numbers = args.seq.R * s.D * int64_t(sizeof(S));
     take_pages(args.y, numbers * P, team);
     take_pages(args.hidden, numbers * P * args.hidden_slots, team);
-    take_pages(args.tape, numbers * s.L * (Cell::tape + s.projected) * H, team);
+    take_pages(args.tape, numbers * s.L * (cell.tape + s.projected) * H, team);
   }
 
   // The numbers behind the K of each row, which a product reads and no step writes.
@@ -187,19 +195,22 @@ class Forward {
       const Range group = groups[backwards ? count - 1 - i : i];
       for (int turn = 0; turn < G; ++turn) {
         const int g = backwards ? G - 1 - turn : turn;
-        T* sum = a.at + b * a.row + Cell::hidden_column(g) * a.column;
+        T* sum = a.at + b * a.row + cell.hidden_columns[g] * a.column;
         weights.multiply(sum, every * a.row, h.at(b).every(every), rows, weights.W_hh(layer, d, g), group, Into::add, d,
                          team);
       }
-      update(layer, d, row, a, cells, h, h_next, sequences, rows, group.begin, group.end);
+      (this->*cell.update)(layer, d, row, a, cells, h, h_next, sequences, rows, group.begin, group.end);
     }
   }
 
   // The cell: h_t of the first `rows` of a worker's sequences, and of some units, from their pre-activations. All that it
   // needs is in variables of its own, or else it would be read again after every store.
+  template <class Cell>
   __attribute__((flatten)) void update(const L& layer, int64_t d, int64_t row, Own<T> a, Own<T> cells, States h,
                                        States h_next, const Part& sequences, int64_t rows, int64_t begin,
                                        int64_t end) const {
+    constexpr int C = Cell::columns;
+    constexpr bool has_state = Cell::carry == Carry::cell;
     const bool projected = args.shape.projected, streams_y = this->streams_y, streams_tape = this->streams_tape;
     const int64_t H = this->H, ldy = layer.outputs();
     const int64_t ldt = (Cell::tape + projected) * H;
@@ -209,15 +220,15 @@ class Forward {
     in_packs<T, kTogether<Cell>>(sequences, rows, begin, end, [&](auto at) {
       constexpr int N = at.vectors;
       using V = Pack<T, N>;
-      V in[C], kept[Cell::tape + 1 /* never none */], h_before{}, c{};
+      V in[C], tape_t[Cell::tape + 1 /* never none */], h_before{}, c{};
       for (int i = 0; i < C; ++i) in[i] = load_pack(at, a.at + i * a.column, a.row);
-      if constexpr (kHasCell) c = load_pack(at, cells.at, cells.row);
+      if constexpr (has_state) c = load_pack(at, cells.at, cells.row);
       if constexpr (Cell::carry == Carry::hidden)
         h_before = pack_of<T, N>([&](int v) { return h.read(at.row(v), at.unit(v)); });
-      const V out = Cell::forward(in, h_before, c, kept);
+      const V out = Cell::forward(in, h_before, c, tape_t);
       for_vectors_of<N>([&](int v) {
         const int64_t b = at.row(v), j = at.unit(v), left = at.left(v);
-        if constexpr (kHasCell) store(cells.at + b * cells.row + j, c.v[v]);
+        if constexpr (has_state) store(cells.at + b * cells.row + j, c.v[v]);
         if (projected) {
           out_t.write(b, j, out.v[v]);
         } else {
@@ -227,7 +238,7 @@ class Forward {
         }
         if (!tape) return;
         S* const t = tape + b * ldt + j;
-        for (int i = 0; i < Cell::tape; ++i) put(t + i * H, kept[i].v[v], left, streams_tape);
+        for (int i = 0; i < Cell::tape; ++i) put(t + i * H, tape_t[i].v[v], left, streams_tape);
         if (projected) put(t + Cell::tape * H, out.v[v], left, streams_tape);
       });
     });
@@ -266,7 +277,7 @@ class Forward {
       const S* h_0 = layer.h_0(d, b);
       h.write(b, j, h_0 ? load(h_0 + j, P - j) : Vec<T>{});
     });
-    if constexpr (kHasCell)
+    if (has_state)
       for_vectors(which, sequences, units, H, [&](int64_t b, int64_t j) {
         const S* c_0 = layer.state(static_cast<const S*>(args.c_0), d, b, H);
         store(cells.at + b * cells.row + j, c_0 ? load(c_0 + j, H - j) : Vec<T>{});
@@ -279,7 +290,7 @@ class Forward {
     for_vectors(which, sequences, units, P, [&](int64_t b, int64_t j) {
       store(layer.state(static_cast<S*>(args.h_n), d, b, P) + j, h.read(b, j), P - j);
     });
-    if constexpr (kHasCell)
+    if (has_state)
       for_vectors(which, sequences, units, H, [&](int64_t b, int64_t j) {
         store(layer.state(static_cast<S*>(args.c_n), d, b, H) + j, load(cells.at + b * cells.row + j), H - j);
       });
@@ -296,10 +307,13 @@ class Forward {
   }
 
   const ForwardArgs& args;
+  const CellOf& cell;
+  const int G, C;  // gates and columns
+  const bool has_state;
   const int64_t H, P, Hp;
   const bool by_layer;  // one worker is on a layer, a chunk at a time
   Workspace workspace;
-  ForwardWeights<Cell, S, Product> weights;
+  ForwardWeights<S, Product> weights;
   int64_t ldh, chunk_rows, input_rows, input_bytes;
   bool streams_y, streams_tape;
   Direction direction[2];

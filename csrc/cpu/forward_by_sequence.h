@@ -1,23 +1,32 @@
 // Forward of small layers on many sequences, block by block (by_sequence.h). Layer by layer, step by step
 //   a = W_ih x_t + b + W_hh h_{t-1},   h_t = cell.forward(a).
 
-template <class Cell, class T>
-class BySequence<Cell, T, ForwardArgs> {
-  static constexpr int G = Cell::gates, C = Cell::columns;
+template <class T>
+class BySequence<T, ForwardArgs> {
   static constexpr int64_t kLane = kLanes<T>;
   using L = Layer<T, ForwardArgs>;
 
  public:
-  BySequence(const ForwardArgs& args, int64_t worker) : args(args), blocks{args}, H(args.shape.H) {
+  // What the loop knows of a cell: its constants, and what it does of a step.
+  struct CellOf : CellFacts {
+    void (BySequence::*update)() const;
+  };
+  template <class Cell>
+  static consteval CellOf cell_of() {
+    return {facts_of<Cell>(), &BySequence::template update<Cell>};
+  }
+
+  BySequence(const ForwardArgs& args, const CellOf& cell, int64_t worker)
+      : args(args), cell(cell), blocks{args}, H(args.shape.H), has_state(cell.carry == Carry::cell) {
     Workspace w{static_cast<char*>(args.workspace), worker, args.plan.threads};
     const int64_t widest = widest_input(args.shape) * kLane;
     x = w.take<T>(widest);
     spare = w.take<T>(args.masks ? widest : 0);
-    a = w.take<T>(C * H * kLane);
+    a = w.take<T>(cell.columns * H * kLane);
     h = w.take<T>(H * kLane);
     c = w.take<T>(H * kLane);
-    kept = w.take<T>(args.tape ? Cell::tape * H * kLane : 0);
-    bias = w.take<T>(C * H);
+    tape_t = w.take<T>(args.tape ? cell.tape * H * kLane : 0);
+    bias = w.take<T>(cell.columns * H);
     bytes = w.used;
   }
 
@@ -28,7 +37,7 @@ class BySequence<Cell, T, ForwardArgs> {
     for (int64_t l = 0; l < args.shape.L; ++l)
       for (int64_t d = 0; d < args.shape.D; ++d) {
         const L layer{args, l};
-        sum_biases<Cell, T>(bias, H, args.shape, layer.weights(d));
+        sum_biases<T>(cell, bias, H, args.shape, layer.weights(d));
         for (int64_t b = mine.begin; b < mine.end; b += kLane) run_block(layer, d, b);
       }
   }
@@ -38,34 +47,34 @@ class BySequence<Cell, T, ForwardArgs> {
     const int64_t n = blocks.size(b), ldy = layer.outputs();
     const T* const below = layer.l > 0 ? output<T>(args, layer.l - 1) : nullptr;
     blocks.load_state(h, kLane, layer, args.h_0, d, b);
-    if (Cell::carry == Carry::cell) blocks.load_state(c, kLane, layer, args.c_0, d, b);
+    if (has_state) blocks.load_state(c, kLane, layer, args.c_0, d, b);
     for (int64_t s = 0; s < args.seq.T; ++s) {
       const int64_t t = args.seq.time(d, s), row = blocks.row(t, b);
       blocks.load_input(x, kLane, layer, below, t, b, spare);
       pre_activations(layer.weights(d), layer.inputs());
-      update();
+      (this->*cell.update)();
       store_columns(output<T>(args, layer.l) + row * ldy + d * H, ldy, n, H, h);
-      if (Cell::tape > 0 && args.tape)
-        store_columns(layer.tape(static_cast<T*>(args.tape), d, row, Cell::tape), Cell::tape * H, n, Cell::tape * H, kept);
+      if (cell.tape > 0 && args.tape)
+        store_columns(layer.tape(static_cast<T*>(args.tape), d, row, cell.tape), cell.tape * H, n, cell.tape * H, tape_t);
     }
     blocks.store_state(layer, args.h_n, d, b, h);
-    if (Cell::carry == Carry::cell) blocks.store_state(layer, args.c_n, d, b, c);
+    if (has_state) blocks.store_state(layer, args.c_n, d, b, c);
   }
 
   // a = W_ih x + b, and W_hh h added to it or, where it stays apart, in a column of its own.
   void pre_activations(const LayerWeights& weights, int64_t I) {
     const T* const W_ih = static_cast<const T*>(weights.W_ih);
     const T* const W_hh = static_cast<const T*>(weights.W_hh);
-    constexpr int together = gates_in_one_column<Cell>();
+    const int together = gates_in_one_column(cell);
     in_groups<kSums>(together * H, [&](auto count, int64_t m) {
       constexpr int M = count.value;
       const auto of_input = sums<false, M>(I, W_ih + m * I, I, x, kLane) + biases<M>(m);
       store_columns(a + m * kLane, kLane, of_input + sums<false, M>(H, W_hh + m * H, H, h, kLane));
     });
-    for (int g = together; g < G; ++g)
+    for (int g = together; g < cell.gates; ++g)
       in_groups<kSums>(H, [&](auto count, int64_t j) {
         constexpr int M = count.value;
-        const int64_t m = g * H + j, apart = Cell::hidden_column(g) * H + j;
+        const int64_t m = g * H + j, apart = cell.hidden_columns[g] * H + j;
         store_columns(a + m * kLane, kLane, sums<false, M>(I, W_ih + m * I, I, x, kLane) + biases<M>(m));
         store_columns(a + apart * kLane, kLane, sums<false, M>(H, W_hh + m * H, H, h, kLane) + biases<M>(apart));
       });
@@ -76,7 +85,9 @@ class BySequence<Cell, T, ForwardArgs> {
   }
 
   // The cell.
-  void update() {
+  template <class Cell>
+  void update() const {
+    constexpr int C = Cell::columns;
     in_groups<kTogether<Cell>>(H, [&](auto count, int64_t j) {
       constexpr int N = count.value;
       using V = Pack<T, N>;
@@ -86,13 +97,15 @@ class BySequence<Cell, T, ForwardArgs> {
       store_columns(h + j * kLane, kLane, Cell::forward(in, before, cell, tape));
       if (Cell::carry == Carry::cell) store_columns(c + j * kLane, kLane, cell);
       if (!args.tape) return;
-      for (int i = 0; i < Cell::tape; ++i) store_columns(kept + (i * H + j) * kLane, kLane, tape[i]);
+      for (int i = 0; i < Cell::tape; ++i) store_columns(tape_t + (i * H + j) * kLane, kLane, tape[i]);
     });
   }
 
   const ForwardArgs& args;
+  const CellOf& cell;
   const Blocks<T, ForwardArgs> blocks;
   const int64_t H;
-  T *x, *spare, *a, *h, *c, *kept, *bias;
+  const bool has_state;
+  T *x, *spare, *a, *h, *c, *tape_t, *bias;
   size_t bytes;
 };

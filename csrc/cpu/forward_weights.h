@@ -1,13 +1,12 @@
 // The weights of a layer as forward uses them: packed for this call, packed once and kept for many (args.kept), packed
 // piece by piece (pieces.h), or as they lie (dot.h).
 
-template <class Cell, class S, class Product>
+template <class S, class Product>
 class ForwardWeights {
   using T = Compute<S>;
   using Right = typename Product::Right;
   using W = Weight<Product, S>;
   using L = Layer<S, ForwardArgs>;
-  static constexpr int G = Cell::gates, C = Cell::columns;
   static constexpr int64_t kLane = kLanes<T>;
 
   struct Packed {  // of one direction
@@ -20,10 +19,10 @@ class ForwardWeights {
  public:
   // Takes room in the workspace for what is packed, for each of `workers` where that is piece by piece; or else takes
   // layer l's part of what is kept.
-  ForwardWeights(const ForwardArgs& args, Workspace& w, int64_t workers, int64_t l)
-      : args(args), H(args.shape.H), P(args.shape.P), Hp(round_up(H, kLane)),
+  ForwardWeights(const ForwardArgs& args, const CellFacts& cell, Workspace& w, int64_t workers, int64_t l)
+      : args(args), cell(cell), H(args.shape.H), P(args.shape.P), Hp(round_up(H, kLane)),
         widest(widest_input(args.shape)),
-        piece_size(args.plan.weights == Weights::in_pieces ? W::piece_bytes(widest > H ? widest : H) : 0) {
+        piece_size(args.plan.weights == Weights::in_pieces ? W::piece_bytes(larger(widest, H)) : 0) {
     if (args.kept)
       use_kept(l);
     else
@@ -53,18 +52,20 @@ class ForwardWeights {
   }
 
   W W_ih(const L& layer, int64_t d, int g) const {
-    return W::gate(g, layer.weights(d).W_ih, directions[d].W_ih, layer.inputs(), H);
+    return W::gate(g, layer.weights(d).W_ih, directions[d].W_ih, layer.inputs(), H, packed());
   }
   W W_hh(const L& layer, int64_t d, int g) const {
-    return W::gate(g, layer.weights(d).W_hh, directions[d].W_hh, P, H);
+    return W::gate(g, layer.weights(d).W_hh, directions[d].W_hh, P, H, packed());
   }
-  W W_hr(const L& layer, int64_t d) const { return W::gate(0, layer.weights(d).W_hr, directions[d].W_hr, H, P); }
+  W W_hr(const L& layer, int64_t d) const {
+    return W::gate(0, layer.weights(d).W_hr, directions[d].W_hr, H, P, packed());
+  }
 
   // C = bias + A W^T, or += A W^T, for some units, W of direction d. Weights that are not packed take no bias.
   template <class Left>
   void multiply(T* out, int64_t ldo, const Left& A, int64_t M, const W& w, Range units, Into into, int64_t d,
                 const Team& team, const T* bias = nullptr) const {
-    if (packed()) {
+    if (w.is_packed) {
       Right whole_vectors = w.packed();
       whole_vectors.N = round_up(w.N, kLane);  // behind the last unit come zeros
       return product(out, ldo, A, M, whole_vectors, Range{units.begin, round_up(units.end, kLane)}, into, bias);
@@ -82,10 +83,10 @@ class ForwardWeights {
       return w.take<char>(packed() ? count * Right::bytes(K, N) : 0);
     };
     for (int64_t d = 0; d < args.shape.D; ++d) {
-      of[d].W_ih = right(G, widest, H);
-      of[d].W_hh = right(G, P, H);
+      of[d].W_ih = right(cell.gates, widest, H);
+      of[d].W_hh = right(cell.gates, P, H);
       of[d].W_hr = right(args.shape.projected ? 1 : 0, H, P);
-      of[d].bias = w.template take<T>(C * Hp);
+      of[d].bias = w.template take<T>(cell.columns * Hp);
     }
   }
   size_t layer_bytes() const {
@@ -100,12 +101,12 @@ class ForwardWeights {
   }
 
   void pack(const L& layer, int64_t d, const Team& team) const {
-    if (team.rank == 0) sum_biases<Cell, S>(directions[d].bias, Hp, args.shape, layer.weights(d));
+    if (team.rank == 0) sum_biases<S>(cell, directions[d].bias, Hp, args.shape, layer.weights(d));
     if (!packed()) return;
-    for (int g = 0; g < G; ++g) {
+    for (int g = 0; g < cell.gates; ++g) {
       const bool by_unit = args.plan.split == Split::hidden && !args.kept;
       const Range share = by_unit ? Roles(team, args.plan, args.shape.D).units(d, H, unit())
-                                  : share_of_panels<Product>(team, g, G, H);
+                                  : share_of_panels<Product>(team, g, cell.gates, H);
       pack_transposed(W_ih(layer, d, g), share);
       pack_transposed(W_hh(layer, d, g), share);
     }
@@ -113,6 +114,7 @@ class ForwardWeights {
   }
 
   const ForwardArgs& args;
+  const CellFacts& cell;
   const int64_t H, P, Hp, widest, piece_size;
   Packed directions[2];
   char* pieces[2];  // [workers, piece_size]: a panel of a weight that is packed where it is used

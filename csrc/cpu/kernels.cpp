@@ -12,7 +12,7 @@
 #include <arm_neon.h>
 #endif
 
-#include "../cells/cell.h"
+#include "../cells/facts.h"
 #include "../params.h"
 #include "team.h"
 
@@ -42,6 +42,7 @@ namespace {
 #include "wavefront.h"
 #include "forward_weights.h"
 #include "forward.h"
+#include "backward_weights.h"
 #include "weight_gradients.h"
 #include "backward.h"
 #include "stack.h"
@@ -62,34 +63,50 @@ auto with_product([[maybe_unused]] const Plan& plan, Act act) {
   return act(FmaProduct<S>{});
 }
 
-template <template <class, class, class> class Loops, class Cell, class S, class Args>
+// What a pass must know of a cell.
+template <class Pass, class Cell>
+constexpr auto kCell = Pass::template cell_of<Cell>();
+
+template <template <class, class> class Loops, class Cell, class S, class Args>
 size_t workspace_bytes(const Args& args) {
   if constexpr (sizeof(S) == sizeof(Compute<S>))
-    if (args.plan.by_sequence) return BySequence<Cell, S, Args>(args, 0).workspace_bytes();
+    if (args.plan.by_sequence) {
+      using Pass = BySequence<S, Args>;
+      return Pass(args, kCell<Pass, Cell>, 0).workspace_bytes();
+    }
   return with_product<S>(args.plan, [&](auto product) -> size_t {
-    return Loops<Cell, S, decltype(product)>(args).workspace_bytes();
+    using Pass = Loops<S, decltype(product)>;
+    return Pass(args, kCell<Pass, Cell>).workspace_bytes();
   });
 }
 
-template <template <class, class, class> class Loops, class Cell, class S, class Args>
+template <template <class, class> class Loops, class Cell, class S, class Args>
 void run(const Args& args, const Team& team) {
   if constexpr (sizeof(S) == sizeof(Compute<S>))
-    if (args.plan.by_sequence) return BySequence<Cell, S, Args>(args, team.rank).run(team);
-  with_product<S>(args.plan, [&](auto product) { run_stack<Loops<Cell, S, decltype(product)>>(args, team); });
+    if (args.plan.by_sequence) {
+      using Pass = BySequence<S, Args>;
+      return Pass(args, kCell<Pass, Cell>, team.rank).run(team);
+    }
+  with_product<S>(args.plan, [&](auto product) {
+    using Pass = Loops<S, decltype(product)>;
+    run_stack<Pass>(args, kCell<Pass, Cell>, team);
+  });
 }
 
 template <class Cell, class S>
 size_t kept_bytes(const ForwardArgs& args) {
   return with_product<S>(args.plan, [&](auto product) -> size_t {
-    return Forward<Cell, S, decltype(product)>(args).kept_bytes();
+    using Pass = Forward<S, decltype(product)>;
+    return Pass(args, kCell<Pass, Cell>).kept_bytes();
   });
 }
 
 template <class Cell, class S>
 void keep(const ForwardArgs& args, const Team& team) {
   with_product<S>(args.plan, [&](auto product) {
-    [[maybe_unused]] const typename decltype(product)::Use use;
-    Forward<Cell, S, decltype(product)>(args).keep(team);
+    using Pass = Forward<S, decltype(product)>;
+    [[maybe_unused]] const typename Pass::Use use;
+    Pass(args, kCell<Pass, Cell>).keep(team);
   });
 }
 

@@ -66,7 +66,7 @@ struct Chunks {
 };
 
 // Features of the widest input of a layer.
-inline int64_t widest_input(const Shape& s) { return s.L > 1 && s.D * s.P > s.I ? s.D * s.P : s.I; }
+inline int64_t widest_input(const Shape& s) { return s.L > 1 ? larger(s.D * s.P, s.I) : s.I; }
 
 // Output of layer l, [R, D*P].
 template <class S>
@@ -81,14 +81,14 @@ const S* output(const BackwardArgs& args, int64_t l) {
 }
 
 // The terms that each column of the pre-activations begins with, [columns, ld].
-template <class Cell, class S, class T>
-void sum_biases(T* bias, int64_t ld, const Shape& shape, const LayerWeights& w) {
-  for (int64_t i = 0; i < Cell::columns * ld; ++i) bias[i] = 0;
+template <class S, class T>
+void sum_biases(const CellFacts& cell, T* bias, int64_t ld, const Shape& shape, const LayerWeights& w) {
+  for (int64_t i = 0; i < cell.columns * ld; ++i) bias[i] = 0;
   if (!shape.bias) return;
-  for (int g = 0; g < Cell::gates; ++g)
+  for (int g = 0; g < cell.gates; ++g)
     for (int64_t j = 0; j < shape.H; ++j) {
       bias[g * ld + j] += widen(static_cast<const S*>(w.b_ih)[g * shape.H + j]);
-      bias[Cell::hidden_column(g) * ld + j] += widen(static_cast<const S*>(w.b_hh)[g * shape.H + j]);
+      bias[cell.hidden_columns[g] * ld + j] += widen(static_cast<const S*>(w.b_hh)[g * shape.H + j]);
     }
 }
 

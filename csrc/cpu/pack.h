@@ -1,5 +1,6 @@
-// N vectors of hidden units: what a cell computes on. A cell is one long chain of operations; those of several vectors,
-// operation by operation in turn, fill the time in which one would wait for its own results.
+// N vectors, of hidden units or (by_sequence.h) of sequences: what a cell computes on. A cell is one long chain of
+// operations; those of several vectors, operation by operation in turn, fill the time in which one would wait for its own
+// results.
 
 template <class Cell>
 constexpr int kTogether = Cell::columns == 1 ? 4 : 2;  // as many as leave enough registers

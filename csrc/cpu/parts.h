@@ -40,7 +40,9 @@ struct SplitRows {
   static constexpr int64_t width(int64_t K) { return round_up(K, kTileDepth); }
   // An odd number of cache lines, so that rows do not compete for the same sets of the cache.
   static constexpr int64_t stride(int64_t K) { return (kParts * width(K) / 32 | 1) * 32; }
-  static constexpr int64_t bytes(int64_t rows, int64_t K) { return (rows + kTile - 1) * stride(K) * int64_t(sizeof(uint16_t)); }
+  static constexpr int64_t bytes(int64_t rows, int64_t K) {
+    return (rows + kTile - 1) * stride(K) * int64_t(sizeof(uint16_t));
+  }
   static SplitRows of(void* memory, int64_t K) { return {static_cast<uint16_t*>(memory), stride(K), width(K)}; }
 
   SplitRows at(int64_t row, int64_t k = 0) const { return {data + row * ld + k, ld, part}; }
@@ -170,3 +172,24 @@ void transpose_rows(const SplitRows<kParts>& out, const SplitRows<kParts>& rows,
           _mm512_storeu_si512(out.data + (m + r) * out.ld + i * out.part + k, lines[r]);
       }
 }
+
+// What the ways to multiply such operands have in common (see FmaProduct): states and weights in kParts, gradients beside
+// them in kGradientParts.
+template <int kParts, int kGradientParts>
+struct PartsProduct {
+  using T = float;
+  using States = SplitRows<kParts>;
+  using Gradients = SplitRows<kGradientParts>;
+  using Right = TilePanels<kParts>;
+  using Transposed = Gradients;
+  static constexpr bool kOnFloats = false;
+  static constexpr int64_t kWidth = Right::kWidth, kUnit = kWidth;
+  static constexpr int64_t kInputRows = 128;  // few enough to stay in a core's cache beside the weights
+
+  static constexpr bool copies(int64_t, int64_t) { return true; }
+  static int64_t transposed_bytes(int64_t units, int64_t rows) { return Transposed::bytes(units, rows); }
+  static Transposed transposed(void* memory, Gradients, int64_t, int64_t rows) { return Transposed::of(memory, rows); }
+  static void transpose(Transposed out, Gradients da, int64_t rows, Range units) {
+    transpose_rows(out, da, rows, units);
+  }
+};

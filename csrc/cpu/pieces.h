@@ -13,9 +13,10 @@ struct Weight {
   const S* rows;
   int64_t K, N;
   char* panels;  // where it is packed, if it is
+  bool is_packed;
 
-  static Weight gate(int g, const void* all, char* panels, int64_t K, int64_t N) {
-    return {static_cast<const S*>(all) + g * K * N, K, N, panels + g * Right::bytes(K, N)};
+  static Weight gate(int g, const void* all, char* panels, int64_t K, int64_t N, bool is_packed) {
+    return {static_cast<const S*>(all) + g * K * N, K, N, panels + g * Right::bytes(K, N), is_packed};
   }
   Right packed() const { return Right::of(panels, K, N); }
   // Bytes of a buffer for a piece of it.
@@ -32,15 +33,24 @@ void pack_rows(const Weight<Product, S>& W, Range some) {
   pack_rows(W.packed(), [&](int64_t k, int64_t n, int64_t count) { return load(W.rows + k * W.N + n, count); }, some);
 }
 
+// C[M, columns] = or += A[M, K] B[K, N], where pack(piece, n) makes the piece of B that begins with column n.
+template <class Product, class Left, class Pack>
+void in_pieces(typename Product::T* C, int64_t ldc, const Left& A, int64_t M, int64_t K, Range columns, Into into,
+               char* buffer, Pack pack) {
+  for (int64_t n = columns.begin; n < columns.end; n += Product::kWidth) {
+    const auto piece = Product::Right::of(buffer, K, smaller(Product::kWidth, columns.end - n));
+    pack(piece, n);
+    product(C + n, ldc, A, M, piece, Range{0, piece.N}, into);
+  }
+}
+
 // C[M, units] = or += A[M, K] W[N, K]^T.
 template <class Left, class Product, class S>
 void product_in_pieces(Compute<S>* C, int64_t ldc, const Left& A, int64_t M, const Weight<Product, S>& W, Range units,
                        Into into, char* buffer) {
-  for (int64_t n = units.begin; n < units.end; n += Product::kWidth) {
-    const auto piece = Product::Right::of(buffer, W.K, smaller(Product::kWidth, units.end - n));
+  in_pieces<Product>(C, ldc, A, M, W.K, units, into, buffer, [&](const auto& piece, int64_t n) {
     pack_transposed(piece, W.rows + n * W.K, W.K, Range{0, piece.N});
-    product(C + n, ldc, A, M, piece, Range{0, piece.N}, into);
-  }
+  });
 }
 
 // C[M, columns] = or += A[M, K] W[K, N].
@@ -54,10 +64,8 @@ void product_of_rows_in_pieces(Compute<S>* C, int64_t ldc, const Left& A, int64_
       columns.begin = whole;
     }
   }
-  for (int64_t n = columns.begin; n < columns.end; n += Product::kWidth) {
-    const auto piece = Product::Right::of(buffer, W.K, smaller(Product::kWidth, columns.end - n));
+  in_pieces<Product>(C, ldc, A, M, W.K, columns, into, buffer, [&](const auto& piece, int64_t n) {
     const auto row = [&](int64_t k, int64_t m, int64_t count) { return load(W.rows + k * W.N + n + m, count); };
     pack_rows(piece, row, Range{0, piece.N});
-    product(C + n, ldc, A, M, piece, Range{0, piece.N}, into);
-  }
+  });
 }

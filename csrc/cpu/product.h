@@ -22,6 +22,7 @@ constexpr int kSinglePanels = 8 / kPanelVectors;  // panels side by side where o
 
 constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Row stride for n elements: whole vectors, and one cache line more where rows would otherwise compete for the
 // same sets of the cache.
@@ -151,8 +152,8 @@ struct TileColumns {
 // term lies at from + m*ldf, and null is zeros. A[m, k] lies at A[m*lda + k], or at A[k*lda + m] where A is the transpose
 // of what is stored. A comes from a slow cache if it is `far`. Never inlined: one row is slower by 5% where it is.
 template <class T, int M, int V, bool kTransposedA>
-__attribute__((noinline)) void tile(int64_t K, const T* A, int64_t lda, bool far, TileColumns<T> B, T* C, int64_t ldc, int64_t columns,
-          const T* from, int64_t ldf) {
+__attribute__((noinline)) void tile(int64_t K, const T* A, int64_t lda, bool far, TileColumns<T> B, T* C, int64_t ldc,
+                                    int64_t columns, const T* from, int64_t ldf) {
   if (K > kFewTerms)
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m)  // on its way while the sums are formed

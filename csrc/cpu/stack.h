@@ -2,29 +2,29 @@
 
 // One layer after the other.
 template <class Pass>
-void run_layers(const ForwardArgs& args, const Team& team) {
-  Pass pass(args);
+void run_layers(const ForwardArgs& args, const typename Pass::CellOf& cell, const Team& team) {
+  Pass pass(args, cell);
   const Roles roles(team, args.plan, args.shape.D);
   const Chunks chunks{args.seq.T, args.plan.forward_steps};
   for (int64_t l = 0; l < args.shape.L; ++l) {
     const typename Pass::L layer{args, l};
     pass.prepare(layer, team);
     team.wait();
-    pass.project(layer, chunks[0], team);
+    pass.project_input(layer, chunks[0], team);
     team.wait();
     for (int64_t c = 0; c < chunks.count(); ++c) {
       if (roles.loop.size > 0)
         for (int64_t i = 0; i < roles.directions; ++i)
           pass.loop(layer, roles.first_direction + i, chunks[c], roles.loop);
-      if (c + 1 < chunks.count() && roles.products.size > 0) pass.project(layer, chunks[c + 1], roles.products);
+      if (c + 1 < chunks.count() && roles.products.size > 0) pass.project_input(layer, chunks[c + 1], roles.products);
       team.wait();
     }
   }
 }
 
 template <class Pass>
-void run_layers(const BackwardArgs& args, const Team& team) {
-  Pass pass(args);
+void run_layers(const BackwardArgs& args, const typename Pass::CellOf& cell, const Team& team) {
+  Pass pass(args, cell);
   const Roles roles(team, args.plan, args.shape.D);
   const Chunks chunks{args.seq.T, args.plan.backward_steps};
   const auto products = [&](const typename Pass::L& layer, Chunk c, const Team& team) {
@@ -52,10 +52,10 @@ void run_layers(const BackwardArgs& args, const Team& team) {
 
 // Makes every layer ready to run beside the others, each with its own set of buffers.
 template <class Pass, class Args>
-Wavefront start_wavefront(const Args& args, const Team& team) {
+Wavefront start_wavefront(const Args& args, const typename Pass::CellOf& cell, const Team& team) {
   const int64_t layers = args.shape.L;
-  for (int64_t l = 0; l < layers; ++l) Pass(args, l).prepare({args, l}, team);
-  const Wavefront wavefront{team, Pass(args).progress_of_layers(), layers};
+  for (int64_t l = 0; l < layers; ++l) Pass(args, cell, l).prepare({args, l}, team);
+  const Wavefront wavefront{team, Pass(args, cell).progress_of_layers(), layers};
   if (team.rank == 0)
     for (int64_t l = 0; l < layers; ++l) wavefront.progress[l].pieces = 0;
   team.wait();
@@ -65,22 +65,22 @@ Wavefront start_wavefront(const Args& args, const Team& team) {
 // All layers at once, the later ones some steps behind. Two layers that are two apart may have the same rows of memory
 // for what they hand on: before the second writes to the rows of a piece, the layer between them has read them.
 template <class Pass>
-void run_wavefront(const ForwardArgs& args, const Team& team) {
+void run_wavefront(const ForwardArgs& args, const typename Pass::CellOf& cell, const Team& team) {
   const Team alone;
   const Chunks chunks{args.seq.T, args.plan.forward_steps};
-  start_wavefront<Pass>(args, team).run(chunks.count(), [&](int64_t l, int64_t c) {
-    Pass pass(args, l);
-    pass.project({args, l}, chunks[c], alone);
+  start_wavefront<Pass>(args, cell, team).run(chunks.count(), [&](int64_t l, int64_t c) {
+    Pass pass(args, cell, l);
+    pass.project_input({args, l}, chunks[c], alone);
     pass.loop({args, l}, 0, chunks[c], alone);
   });
 }
 
 // As there are two buffers of da, the layers run through two chunks; then all workers share the products of these.
 template <class Pass>
-void run_wavefront(const BackwardArgs& args, const Team& team) {
+void run_wavefront(const BackwardArgs& args, const typename Pass::CellOf& cell, const Team& team) {
   const Team alone;
   const Chunks chunks{args.seq.T, args.plan.backward_steps};
-  Wavefront wavefront = start_wavefront<Pass>(args, team);
+  Wavefront wavefront = start_wavefront<Pass>(args, cell, team);
   for (int64_t c = chunks.count() - 1; c >= 0; c -= 2) {
     const Chunk both[] = {chunks[c], c > 0 ? chunks[c - 1] : Chunk{}};
     const auto pieces = [&](int which) { return Chunks{both[which].size(), args.plan.wavefront_steps}; };
@@ -90,7 +90,7 @@ void run_wavefront(const BackwardArgs& args, const Team& team) {
       const Chunk all = both[which], piece = pieces(which)[(which == 0 ? of_first : of_first + of_second) - 1 - i];
       const Range steps{all.begin + piece.begin, all.begin + piece.end};
       const typename Pass::L layer{args, args.shape.L - 1 - n};
-      Pass pass(args, layer.l);
+      Pass pass(args, cell, layer.l);
       pass.loop(layer, 0, all, steps, alone);
       pass.input_gradient(layer, 0, all, steps, alone);
     });
@@ -98,18 +98,18 @@ void run_wavefront(const BackwardArgs& args, const Team& team) {
     for (int64_t l = 0; l < args.shape.L; ++l)
       for (const Chunk& all : both) {
         if (all.size() == 0) continue;
-        Pass(args, l).add_weight_gradients({args, l}, 0, all, team);
+        Pass(args, cell, l).add_weight_gradients({args, l}, 0, all, team);
         team.wait();
       }
   }
 }
 
-// Pass is Forward or Backward of a cell, Args what it takes.
+// Pass is Forward or Backward, Args what it takes.
 template <class Pass, class Args>
-void run_stack(const Args& args, const Team& team) {
+__attribute__((noinline)) void run_stack(const Args& args, const typename Pass::CellOf& cell, const Team& team) {
   [[maybe_unused]] const typename Pass::Use use;
   if (args.plan.split == Split::layer)
-    run_wavefront<Pass>(args, team);
+    run_wavefront<Pass>(args, cell, team);
   else
-    run_layers<Pass>(args, team);
+    run_layers<Pass>(args, cell, team);
 }

@@ -2,18 +2,18 @@
 //   dW_ih += da^T x,   dW_hh += da^T h_{t-1},   dW_hr += dh^T out,   db += sum of da.
 // They are split among the workers by output, never by sequence: no sum depends on how many workers there are.
 
-template <class Cell, class S, class Product>
+template <class S, class Product>
 class WeightGradients {
   using T = Compute<S>;
   using Gradients = typename Product::Gradients;
   using Right = typename Product::Right;
   using Transposed = typename Product::Transposed;
   using L = Layer<S, BackwardArgs>;
-  static constexpr int G = Cell::gates, C = Cell::columns;
   static constexpr int64_t kLane = kLanes<T>;
 
  public:
-  explicit WeightGradients(const BackwardArgs& args) : args(args), H(args.shape.H), P(args.shape.P), Hk(Gradients::width(H)) {}
+  WeightGradients(const BackwardArgs& args, const CellFacts& cell)
+      : args(args), cell(cell), H(args.shape.H), P(args.shape.P), Hk(Gradients::width(H)) {}
 
   // Takes its part of the workspace, one for all layers: for chunks of that many rows, da of `row_width` numbers each.
   void take(Workspace& w, int64_t rows_of_chunk, int64_t row_width) {
@@ -50,7 +50,7 @@ class WeightGradients {
       if (mine.begin < end) {
         if (w == ih) layer.input_rows(below, rows, from);
         if (w == hh) layer.previous_rows(own, d, c, from);
-        if (w == hr) layer.unprojected_rows(Cell::tape, d, rows, from);
+        if (w == hr) layer.unprojected_rows(cell.tape, d, rows, from);
       }
       for (int64_t column = mine.begin, count; column < end; column += count) {
         count = smaller(columns_at_once(), end - column);
@@ -62,8 +62,8 @@ class WeightGradients {
           return mask ? as_stored<S>(v * load(mask + (rows.begin + k) * N + column + n, count)) : v;
         };
         pack_rows(B, row, Range{0, count});
-        for (int g = 0; g < (w == hr ? 1 : G); ++g) {
-          const int column_of_da = w == hr ? C : w == hh ? Cell::hidden_column(g) : g;
+        for (int g = 0; g < (w == hr ? 1 : cell.gates); ++g) {
+          const int column_of_da = w == hr ? cell.columns : w == hh ? cell.hidden_columns[g] : g;
           for (int64_t m = 0; m < M; m += Product::kLeftRows)
             product(static_cast<T*>(dW[w]) + (g * M + m) * N + column, N, left.at(column_of_da * Hk + m),
                     smaller(Product::kLeftRows, M - m), B, Range{0, count}, first ? Into::assign : Into::add);
@@ -80,19 +80,19 @@ class WeightGradients {
   // of the two, is read once for many of them; where there are few rows, all, so that the gradient is written row by row.
   int64_t columns_at_once() const {
     const Shape& s = args.shape;
-    const int64_t below = s.I > s.D * P ? s.I : s.D * P, widest = below > H ? below : H;
+    const int64_t widest = larger(larger(s.I, s.D * P), H);
     if (args.plan.weights != Weights::packed) return widest;
     const int64_t fit = Product::kRightBytes / Right::bytes(chunk_rows, Product::kWidth);
-    return smaller(widest, (fit < 1 ? 1 : fit) * Product::kWidth);
+    return smaller(widest, larger(fit, 1) * Product::kWidth);
   }
   int64_t panel_bytes() const { return round_up(Right::bytes(chunk_rows, columns_at_once()), 64); }
 
   void bias_gradients(const LayerGradients& out, bool first, int64_t rows, const Gradients& da, const Team& team) {
     const Range mine = team.part(H, kLane);
-    for (int g = 0; g < G; ++g)
+    for (int g = 0; g < cell.gates; ++g)
       for (int64_t j = mine.begin; j < mine.end; j += kLane) {
         void* const both[] = {out.db_ih, out.db_hh};
-        const int column[] = {g, Cell::hidden_column(g)};
+        const int column[] = {g, cell.hidden_columns[g]};
         Vec<T> sum{};
         for (int i = 0; i < 2; ++i) {
           if (i == 0 || column[1] != column[0]) {
@@ -106,6 +106,7 @@ class WeightGradients {
   }
 
   const BackwardArgs& args;
+  const CellFacts& cell;
   const int64_t H, P, Hk;  // Hk: units as a product's operand
   int64_t chunk_rows = 0, width = 0;
   char* da_T = nullptr;   // da of a chunk as the left side of a product, where that differs
