@@ -14,11 +14,10 @@ from rnn_ext import ops
 from tests import plain
 from tests.contract import promise
 from tests.covering import each_meeting
-from tests.subject import CELLS, HALVES, LAYERS, Case, gradients_of
+from tests.subject import CELLS, HALVES, LAYERS, Case, each_layer, gradients_of
 from tests.test_gradients import as_function
 from tests.tolerances import assert_all_close, assert_close
 
-each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 each_layer_and_cell = pytest.mark.parametrize("layer", LAYERS + CELLS, ids=str)
 
 SMALL = dict(input_size=2, hidden_size=3, dtype=torch.float64, lengths=(3, 3))
@@ -172,10 +171,13 @@ def assert_a_transform_is_right(case: Case, transform) -> None:
 @pytest.mark.sanitize
 @pytest.mark.parametrize("layer", [layer for layer in LAYERS if layer.projected], ids=str)
 @pytest.mark.parametrize("hidden_size", [3, 5, 9])
-def test_a_layer_with_a_projection_wider_than_its_cell(layer, hidden_size):
-    """Such a layer gives the cell's output beside its projection, to gradients per sample that are differentiated."""
-    case = Case(layer, **SMALL | {"hidden_size": hidden_size}, bidirectional=True)
-    assert_a_transform_is_right(case, TRANSFORMS["grad of vmap of grad"])
+@pytest.mark.parametrize("lengths", [SMALL["lengths"], (1,) * 6], ids=["some steps", "one step"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("transform", ["vmap of grad", "grad of vmap of grad"])
+def test_a_layer_with_a_projection_wider_than_its_cell(layer, hidden_size, lengths, bidirectional, transform):
+    """Such a layer gives the cell's output beside its projection, to gradients per sample."""
+    case = Case(layer, **SMALL | {"hidden_size": hidden_size, "lengths": lengths}, bidirectional=bidirectional)
+    assert_a_transform_is_right(case, TRANSFORMS[transform])
 
 
 @each_meeting(layer=LAYERS, options=OPTIONS, transform=EVERY_TRANSFORM)

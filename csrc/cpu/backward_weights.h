@@ -23,7 +23,7 @@ class BackwardWeights {
     const Shape& s = args.shape;
     const bool ih_lies = (!args.dx || whole_panels(s.I)) && (s.L == 1 || whole_panels(s.D * P));
     const bool hh_lies = whole_panels(P) && (!s.projected || whole_panels(H));
-    piece_size = (packs_ih || ih_lies) && (packed || hh_lies) ? 0 : W::piece_bytes(H);
+    piece_size = (packs_ih || ih_lies) && (packed || hh_lies) ? 0 : W::piece_bytes(larger(H, P));
     const auto right = [&](bool packs, int64_t count, int64_t K, int64_t N) {
       return w.take<char>(packs ? count * Right::bytes(K, N) : 0);
     };

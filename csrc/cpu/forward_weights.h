@@ -22,7 +22,7 @@ class ForwardWeights {
   ForwardWeights(const ForwardArgs& args, const CellFacts& cell, Workspace& w, int64_t workers, int64_t l)
       : args(args), cell(cell), H(args.shape.H), P(args.shape.P), Hp(round_up(H, kLane)),
         widest(widest_input(args.shape)),
-        piece_size(args.plan.weights == Weights::in_pieces ? W::piece_bytes(larger(widest, H)) : 0) {
+        piece_size(args.plan.weights == Weights::in_pieces ? W::piece_bytes(larger(widest, larger(H, P))) : 0) {
     if (args.kept)
       use_kept(l);
     else
