@@ -18,6 +18,8 @@ from rnn_ext.route import reason_for_torch, warn_slow
 
 UNCHECKED = "torch's operator is to judge these arguments"  # a Call.reason: none of our checks can speak in its words
 
+REFUSED = "the kernels refuse the arguments"
+
 
 class Call(NamedTuple):
     """A call whose arguments are checked. Time comes first whatever batch_first says."""
@@ -105,7 +107,7 @@ def run(call: Call, masks: list[Tensor], on_torch: Callable[[Call], Any], kept: 
             raise_out_of_memory(error)
             if not is_refusal(error):
                 raise
-            reason = "the kernels refuse the arguments"
+            reason = REFUSED
     out = on_torch(call)  # raises in torch's words what is wrong with the arguments
     if input.numel() > 0 and not input.is_meta:  # else there is nothing to be slow at
         warn_slow(reason)

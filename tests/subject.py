@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,11 +14,13 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import rnn_ext
+from tests.tolerances import assert_all_close
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,23 @@ SUBJECT_VARIABLE = "RNN_EXT_TEST_SUBJECT"
 if os.environ.get(SUBJECT_VARIABLE) == "torch.nn":
     LAYERS, CELLS = ([replace(row, ours=row.theirs) for row in rows] for rows in (LAYERS, CELLS))
 
+each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
+
+# Ways to copy a module with all that it holds.
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda module: pickle.loads(pickle.dumps(module)),
+    "torch.save": lambda module: _through_a_file(module),
+    "double and back": lambda module: copy.deepcopy(module).double().float(),
+}
+
+
+def _through_a_file(module: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
 # The dtypes that have kernels; the halves are stored so and computed in float32.
 HALVES = [torch.bfloat16, torch.float16]
 DTYPES = [torch.float32, torch.float64, *HALVES]
@@ -149,6 +171,30 @@ def lay_out(values: Tensor, layout: str) -> Tensor:
         return torch.cat([values.new_full((1,), float("nan")), values.flatten()])[1:].view(values.shape)
     assert layout == "contiguous", layout
     return values
+
+
+# Inputs [T, B, 5] whose rows share memory: the shape of that memory, and the view of it.
+OVERLAPPING = {
+    "one row for all": ((5,), lambda t: t.expand(4, 3, 5)),
+    "the same at every step": ((3, 5), lambda t: t.expand(4, 3, 5)),
+    "the same for every sequence": ((4, 1, 5), lambda t: t.expand(4, 3, 5)),
+    "one step": ((1, 1, 5), lambda t: t.expand(1, 3, 5)),
+    "one sequence": ((1, 1, 5), lambda t: t.expand(4, 1, 5)),
+    "windows along time": ((9,), lambda t: t.unfold(0, 5, 1)[:, None]),
+    "windows as a batch": ((9,), lambda t: t.unfold(0, 5, 1)[None]),
+}
+each_overlap = pytest.mark.parametrize("shape, view", OVERLAPPING.values(), ids=OVERLAPPING)
+
+
+def assert_parity_on_a_view(layer: Layer, shape: tuple[int, ...], view) -> None:
+    """Output and gradients, that of the viewed memory too, are torch's."""
+    memory, found = torch.randn(shape), []
+    for module in layer.make_both(5, 7):
+        leaf = memory.clone().requires_grad_()
+        y = module(view(leaf))[0]
+        y.square().sum().backward()
+        found.append([y, leaf.grad, *(w.grad for w in module.parameters())])
+    assert_all_close(*found)
 
 
 @dataclass(frozen=True)

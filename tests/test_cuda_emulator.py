@@ -22,7 +22,7 @@ from tests.cuda_emulator.device import (
     each_layer_and_kind,
     plan,
 )
-from tests.subject import Case
+from tests.subject import Case, assert_parity_on_a_view, each_overlap
 from tests.tolerances import assert_close
 
 
@@ -93,6 +93,13 @@ def test_any_one_gradient_alone(emulator, layer, wanted, given):
         assert ours.keys() == cpu.keys()
         for name in cpu:
             assert_close(ours[name], cpu[name], scale=case.scale(name, cpu[name]))
+
+
+@pytest.mark.sanitize
+@each_layer
+@each_overlap
+def test_rows_of_the_input_may_share_memory(emulator, layer, shape, view):
+    assert_parity_on_a_view(layer, shape, view)
 
 
 @pytest.mark.sanitize

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 import rnn_ext
+from rnn_ext.call import is_refusal
 from tests.cuda_emulator.device import KINDS, LSTM, PROJECTED, TANH, each_layer_and_kind, plan, results_of
 from tests.subject import Case
-from tests.tolerances import assert_close
+from tests.tolerances import assert_all_close, assert_close
 
 
 @pytest.mark.sanitize
@@ -40,6 +41,19 @@ def test_blocks_that_cannot_all_be_there_run_step_by_step(emulator, refusal, inv
     assert emulator.launches - before > 4 * 5  # a launch for every step of every layer, forward and backward
     for name, value in expected.items():
         assert_close(found[name], value, scale=case.scale(name.removeprefix("d"), value))
+
+
+@pytest.mark.filterwarnings("ignore::rnn_ext.SlowPathWarning")
+def test_a_gpu_that_the_library_was_not_built_for_leaves_calls_to_torch(emulator):
+    emulator.device(has_code=False)
+    with pytest.raises(RuntimeError) as raised:
+        plan("LSTM", 6, 3, 64, 4)
+    assert is_refusal(raised.value)  # in whose place `explain` says the path
+    before = emulator.launches
+    case = Case(TANH)
+    outputs, expected = case.run_ours()[0], case.run_theirs()[0]
+    assert_all_close(list(outputs.values()), list(expected.values()))
+    assert emulator.launches == before
 
 
 def test_a_projection_runs_step_by_step_and_says_so(emulator):

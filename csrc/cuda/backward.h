@@ -65,13 +65,13 @@ RNN_EXT_KERNEL(kThreads) backward_steps(RNN_EXT_PARAM BackwardSteps p) {
           if (Cell::carry == Carry::cell && p.dc_0[d]) static_cast<T*>(p.dc_0[d])[in_state(b, u)] = carry;
           continue;
         }
-        T kept[Cell::tape + 1], da[C];
+        T tape_t[Cell::tape + 1], da[C];
         const S* tape = static_cast<const S*>(p.tape[d]) + (row + b) * (Cell::tape + p.projected) * H + first_unit + u;
         RNN_EXT_UNROLL
-        for (int k = 0; k < Cell::tape; ++k) kept[k] = widen(tape[k * H]);
+        for (int k = 0; k < Cell::tape; ++k) tape_t[k] = widen(tape[k * H]);
         const T h = widen(p.projected ? tape[Cell::tape * H]
                                       : static_cast<const S*>(p.y)[(row + b) * outputs + d * H + first_unit + u]);
-        Cell::backward(kept, h, dh, carry, da);
+        Cell::backward(tape_t, h, dh, carry, da);
         work.carry[i] = carry;
         const int64_t at = (row + b - p.chunk_row[d]) * G * H + first_unit + u;
         RNN_EXT_UNROLL

@@ -30,6 +30,7 @@ class BackwardLayers {
   void layer(int64_t l) {
     const bool last = l == run.shape.L - 1;
     const int64_t I = run.inputs(l), T = run.seq.T;
+    dx = l > 0 ? dx_below[(l - 1) % 2] : args.dx;
     given = {};
     given.dy = last ? args.dy : nullptr;
     given.dy_above = last ? nullptr : dx_below[l % 2];
@@ -37,7 +38,7 @@ class BackwardLayers {
     for (int64_t d = 0; d < D; ++d) {
       const LayerWeights& w = run.weights(l, d);
       a.W[d] = run.transposed_weight(w.W_hh, G * H, P);
-      W_ih[d] = run.transposed_weight(w.W_ih, G * H, I);
+      if (dx) W_ih[d] = run.transposed_weight(w.W_ih, G * H, I);
       if (w.W_hr) W_hr[d] = run.transposed_weight(w.W_hr, P, H);
       a.tape[d] = run.tape_of(args.tape, l, d);
       given.dh_n[d] = run.state(args.dh_n, l, d, P, run.storage);
@@ -49,7 +50,6 @@ class BackwardLayers {
     a.y = output(l);
     if (!run.shape.projected) a.given = given;
     x = args.gradients ? run.input(l, l > 0 ? output(l - 1) : nullptr) : Rows{};
-    dx = l > 0 ? dx_below[(l - 1) % 2] : args.dx;
     // Chunk by chunk the directions come to a row of dx in either order.
     from_zero = D > 1 && (each < T || run.wish.invariant);
     if (dx && from_zero) check(set_to_zero(dx, size_t(R * I) * bytes_of(run.compute), run.on.stream));

@@ -69,7 +69,7 @@ RNN_EXT_KERNEL(kThreads) forward_steps(RNN_EXT_PARAM ForwardSteps p) {
         work.multiply(count, weight_row, previous, [&](int i) { return p.g.cluster && loaded && first + i < before; });
       for (int i = first * units + thread(); i < (first + count) * units; i += threads()) {
         const int b = i / units, u = i % units;
-        T a[C], kept[Cell::tape + 1], c = work.carry[i];
+        T a[C], tape_t[Cell::tape + 1], c = work.carry[i];
         RNN_EXT_UNROLL
         for (int column = 0; column < C; ++column) a[column] = work.sums[(b * C + column) * units + u];
         RNN_EXT_UNROLL
@@ -77,7 +77,7 @@ RNN_EXT_KERNEL(kThreads) forward_steps(RNN_EXT_PARAM ForwardSteps p) {
           a[Cell::hidden_column(gate)] += p.g.apart
                                               ? work.product_apart(b, int64_t(gate) * H + first_unit + u, int64_t(G) * H)
                                               : work.product_of(b - first, u * G + gate);
-        const T h = as_stored<S>(Cell::forward(a, work.h[i], c, kept));
+        const T h = as_stored<S>(Cell::forward(a, work.h[i], c, tape_t));
         work.h[i] = h;
         work.carry[i] = c;
         if (p.projected) static_cast<S*>(p.out[d])[(first_sequence + b) * p.out_stride + first_unit + u] = narrow<S>(h);
@@ -86,7 +86,7 @@ RNN_EXT_KERNEL(kThreads) forward_steps(RNN_EXT_PARAM ForwardSteps p) {
         if (p.tape[d]) {
           S* tape = static_cast<S*>(p.tape[d]) + (row + b) * (Cell::tape + p.projected) * H + first_unit + u;
           RNN_EXT_UNROLL
-          for (int k = 0; k < Cell::tape; ++k) tape[k * H] = narrow<S>(kept[k]);
+          for (int k = 0; k < Cell::tape; ++k) tape[k * H] = narrow<S>(tape_t[k]);
         }
         if (b >= next) {
           if (!p.projected) static_cast<S*>(p.h_n[d])[in_state(b, u)] = narrow<S>(h);

@@ -69,13 +69,11 @@ RNN_EXT_DEVICE void wait_until_at_least(const uint32_t* flag, uint32_t value) {
 
 // Clusters. Where there are none, no kernel that uses them is launched.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-RNN_EXT_DEVICE int cluster_rank() { return int(cooperative_groups::this_cluster().block_rank()); }
 RNN_EXT_DEVICE void sync_cluster() { cooperative_groups::this_cluster().sync(); }
 RNN_EXT_DEVICE char* shared_of_peer(char* mine, int rank) {
   return cooperative_groups::this_cluster().map_shared_rank(mine, rank);
 }
 #else
-RNN_EXT_DEVICE int cluster_rank() { return 0; }
 RNN_EXT_DEVICE void sync_cluster() { __trap(); }
 RNN_EXT_DEVICE char* shared_of_peer(char* mine, int) { return mine; }
 #endif
@@ -143,6 +141,13 @@ inline const char* read_limits(int device, int* multiprocessors, int* shared_byt
 
 inline const char* clear(void* memory, size_t bytes, void* stream) {
   return text_of(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)));
+}
+
+// Whether the library has a kernel's code for the current device.
+template <class Args>
+bool has_code(void (*kernel)(Args)) {
+  cudaFuncAttributes attributes;
+  return text_of(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel))) == nullptr;
 }
 
 // How a kernel is launched.

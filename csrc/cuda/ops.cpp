@@ -27,6 +27,7 @@ std::string plan_of(std::string mode, int64_t T, int64_t B, int64_t H, int64_t p
   const Guard guard{int32_t(device)};
   DeviceLimits limits;
   check(use_device(int(device), limits));
+  STD_TORCH_CHECK(limits.has_code, "rnn_ext: the CUDA library was not built for this GPU");
   Sequences seq;
   seq.T = T, seq.B = B, seq.R = T * B;
   const Shape shape{1, H, proj_size > 0 ? proj_size : H, 1, D, true, proj_size > 0};

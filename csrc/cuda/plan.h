@@ -12,6 +12,7 @@ struct DeviceLimits {
   int cluster_blocks = 0;  // of the largest cluster; 0 where there are none
   int threads = 256;       // of a block
   int64_t workspace_bytes = 0;  // for what is kept of a chunk of steps
+  bool has_code = true;         // whether the library was built for it
 };
 
 // One layer's time loop, forward or backward.

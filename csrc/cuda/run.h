@@ -36,6 +36,7 @@ struct OnDevice {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
 #endif
     check(use_device(device, limits));
+    STD_TORCH_CHECK(limits.has_code, "rnn_ext: the CUDA library was not built for this GPU");
   }
 
   const int32_t device;
@@ -77,7 +78,9 @@ struct Run {
         wish(wish_of_environment(batch_invariant)), G(c.facts().gates), D(c.shape.D), H(c.shape.H), P(c.shape.P),
         seq(c.seq) {
     STD_TORCH_CHECK(wish.error.empty(), "rnn_ext CUDA kernels: ", wish.error);
-    STD_TORCH_CHECK(H * G < (int64_t(1) << 31) && seq.T * D < (int64_t(1) << 31), "rnn_ext: too large for the CUDA kernels");
+    constexpr int64_t most = (int64_t(1) << 31) - 64;  // of an int, with room for a tile behind it
+    for (const int64_t n : {H * G, seq.T * D, seq.B, shape.I, D * P})
+      STD_TORCH_CHECK(n < most, "rnn_ext: too large for the CUDA kernels");
     if (seq.batch_sizes) write_sequence_tables();
   }
 
@@ -129,10 +132,14 @@ struct Run {
   Rows input(int64_t l, const void* below) {
     if (l == 0) {
       Tensor x = call.x;
-      const bool even = call.seq.batch_sizes || call.seq.B == 1 || call.seq.T == 1 || call.x_step == seq.B * call.x_row;
-      if (!even) x = dense(x);
+      int64_t stride = call.seq.batch_sizes || seq.B > 1 ? call.x_row : call.x_step;
+      const bool even = call.seq.batch_sizes || seq.B == 1 || seq.T == 1 || call.x_step == seq.B * call.x_row;
+      const bool apart = stride >= shape.I || seq.R == 1;  // not so in an expanded tensor, or one of windows
+      if (!even || !apart) {
+        x = dense(x);
+        stride = shape.I;
+      }
       owned.push_back(x);
-      const int64_t stride = !even ? shape.I : call.seq.batch_sizes || seq.B > 1 ? call.x_row : call.x_step;
       return {x.const_data_ptr(), std::max(stride, shape.I)};
     }
     if (call.masks.empty()) return {below, D * P};

@@ -71,7 +71,7 @@ struct StepsArgs {
   int64_t begin = 0, end = 0;   // steps of this launch; backward counts them from the last one, and one more at its
                                 // end in which the gradients of the initial states are made
   uint32_t* flags = nullptr;    // [D, groups, unit_blocks], zero before a persistent launch
-  const void* W[2] = {};        // S; forward: W_hh [G*H, H]; backward: its transpose [H, G*H]
+  const void* W[2] = {};        // S; forward: W_hh [G*H, P]; backward: its transpose [P, G*H]
   const void* product[2] = {};  // T [B, G*H], backward [B, H]: the step's product, where it is apart
 };
 
@@ -79,7 +79,7 @@ struct ForwardSteps : StepsArgs {
   const void* projection[2] = {};    // T [rows, G*H]: W_ih x
   const void* b_ih[2] = {};          // S [G*H] or null
   const void* b_hh[2] = {};
-  const void* h_0[2] = {};           // S [B, H] or null for zeros
+  const void* h_0[2] = {};           // S [B, P] or null for zeros
   const void* c_0[2] = {};
   void* y = nullptr;                 // S [R, D*P]
   void* out[2] = {};                 // S [sequences, out_stride]: the cell's outputs at this step, where h is projected
@@ -106,7 +106,7 @@ struct BackwardSteps : StepsArgs {
   void* da_x[2] = {};        // S [rows, G*H]: gradients of the columns that the input enters; the rows are those of the
                              // chunk and of the step that runs before it
   void* da_h[2] = {};        // S [rows, G*H]: of those that h enters; the same array if they are the same columns
-  void* dh_0[2] = {};        // T [B, P] or null
+  void* dh_0[2] = {};        // T [B, P] or null, as where h is projected
   void* dc_0[2] = {};        // T [B, H] or null
   void* carry[2] = {};       // T [B, H]: between launches
 };

@@ -44,11 +44,12 @@ class Emulator:
         at_once: int = 1 << 20,
         refuses: bool = False,
         threads: int = 64,
+        has_code: bool = True,
     ) -> None:
         """workspace_bytes: for a chunk of steps; at_once: blocks that the device says can be alive; refuses: launches
-        of blocks that wait for each other; threads: of a block."""
+        of blocks that wait for each other; threads: of a block; has_code: whether the kernels were built for it."""
         chip = (multiprocessors, shared_bytes, cluster_blocks)
-        self.library.emulator_limits(*chip, ctypes.c_int64(workspace_bytes), at_once, refuses, threads)
+        self.library.emulator_limits(*chip, ctypes.c_int64(workspace_bytes), at_once, refuses, threads, has_code)
 
     def order(self, order: int) -> None:
         """In which order threads run between two barriers: 0 ascending, 1 descending, 2 shuffled."""

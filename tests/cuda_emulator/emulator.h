@@ -22,6 +22,7 @@ struct Limits {
   int at_once = 1 << 20;         // what the device says of how many blocks can be alive
   bool refuses = false;          // launches of blocks that wait for each other
   int threads = 64;              // of a block: two warps are enough for whatever can go wrong between warps
+  bool has_code = true;          // whether the kernels were built for the device
 };
 Limits& limits();
 

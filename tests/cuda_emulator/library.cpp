@@ -17,8 +17,9 @@ template struct Kernels<float16>;
 extern "C" {
 __attribute__((visibility("default"))) void emulator_limits(int multiprocessors, int shared_bytes, int cluster_blocks,
                                                             int64_t workspace_bytes, int at_once, bool refuses,
-                                                            int threads) {
-  cuda_emulator::limits() = {multiprocessors, shared_bytes, cluster_blocks, workspace_bytes, at_once, refuses, threads};
+                                                            int threads, bool has_code) {
+  cuda_emulator::limits() = {multiprocessors, shared_bytes, cluster_blocks, workspace_bytes,
+                             at_once,         refuses,      threads,        has_code};
 }
 __attribute__((visibility("default"))) void emulator_order(int order) {
   cuda_emulator::order() = cuda_emulator::Order(order);

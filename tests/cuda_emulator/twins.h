@@ -151,6 +151,11 @@ inline const char* clear(void* memory, size_t bytes, void*) {
   return nullptr;
 }
 
+template <class Args>
+bool has_code(void (*)(Args)) {
+  return cuda_emulator::limits().has_code;
+}
+
 struct Launch {
   int blocks = 1;
   size_t shared_bytes = 0;
