@@ -72,6 +72,7 @@ Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, Ma
     STD_TORCH_CHECK(t.numel() == elements && t.scalar_type() == x.scalar_type() && t.is_contiguous() &&
                         same_device(t, x),
                     "rnn_ext: y and saved must be what forward returned");
+    check_memory(t);
     return t.const_data_ptr();
   };
   STD_TORCH_CHECK(saved.size() == size_t(s.L > 1) + size_t(tape > 0), "rnn_ext: saved must be what forward returned");

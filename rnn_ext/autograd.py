@@ -81,42 +81,16 @@ class _Recurrent(torch.autograd.Function):
     def backward(ctx, dy, dh_n, dc_n=None):
         batch_sizes, x, h_0, c_0, y, *rest = ctx.saved_tensors
         saved, masks_and_weights = rest[: ctx.num_saved], rest[ctx.num_saved :]
-        num_masks = ctx.num_masks
-        masks, weights = masks_and_weights[:num_masks], masks_and_weights[num_masks:]
-        wanted = ctx.needs_input_grad
-        needs = (*wanted[3:6], any(wanted[6 + num_masks :]))
-        d_outputs = dy, dh_n, dc_n
-        if (
-            torch.is_grad_enabled()  # a gradient of this gradient may be asked for
-            or torch._C._are_functorch_transforms_active()  # dy may be a batch of them
-            or forward_ad._current_level >= 0  # dy may have a tangent
-        ):
-            gradients = transforms.gradients(d_outputs, x, h_0, c_0, weights, batch_sizes, masks, ctx.stack, needs)
-        else:
-            try:
-                gradients = ops.backward(x, h_0, weights, batch_sizes, masks, y, saved, *d_outputs, ctx.stack, needs)
-            except RuntimeError as error:
-                if "Batching rule not implemented" not in str(error):
-                    raise
-                gradients = _in_older_vmap(d_outputs, x, h_0, c_0, weights, batch_sizes, masks, ctx.stack, needs)
-            if x.dtype in (torch.bfloat16, torch.float16):
-                gradients = ops.rounded(gradients, x.dtype)
-        gradients = iter(gradients)
-        inputs = [next(gradients) if needed else None for needed in needs[:3]]
-        of_weights = list(gradients) or [None] * len(weights)
-        return (None, None, None, *inputs, *[None] * num_masks, *of_weights)
+        masks, weights = masks_and_weights[: ctx.num_masks], masks_and_weights[ctx.num_masks :]
+        d_outputs, stack = (dy, dh_n, dc_n), ctx.stack
+
+        def by_kernels(needs):
+            return ops.backward(x, h_0, weights, batch_sizes, masks, y, saved, *d_outputs, stack, needs)
+
+        wanted = ctx.needs_input_grad[3:]
+        args = x, h_0, c_0, weights, batch_sizes, masks, stack
+        return None, None, None, *transforms.gradients_of_call(wanted, by_kernels, d_outputs, *args)
 
 
 # What `_Recurrent.apply` comes down to where no transform is active; the rest of it takes as long as this.
 _apply = super(torch.autograd.Function, _Recurrent).apply
-
-
-def _in_older_vmap(d_outputs, *args):
-    """The gradients where torch.autograd.grad(is_grads_batched=True) has batched d_outputs, which no operator takes."""
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
-    batched = [d is not None and torch._C._functorch.is_legacy_batchedtensor(d) for d in d_outputs]
-    values = [torch._remove_batch_dim(d, level, 1, 0) if b else d for d, b in zip(d_outputs, batched, strict=True)]
-    in_dims = tuple(0 if b else None for b in batched)
-    results = torch.func.vmap(lambda *d: transforms.gradients(d, *args), in_dims)(*values)
-    return [torch._add_batch_dim(r, 0, level) for r in results]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,21 @@ from rnn_ext import torch_path
 from rnn_ext.call import UNCHECKED, Call, as_call, at_once, read_weights, run
 from rnn_ext.frozen import kept_weights
 from rnn_ext.ops import Stack
+
+
+def _with_generator(input: Tensor, on_torch: Callable) -> Callable:
+    """on_torch as if the generator had not been used since."""
+    if torch.compiler.is_compiling():
+        return on_torch
+    generator = torch.cuda if input.is_cuda else torch
+    device = (input.device,) if input.is_cuda else ()
+    state = generator.get_rng_state(*device)
+
+    def with_generator(call: Call) -> Any:
+        generator.set_rng_state(state, *device)
+        return on_torch(call)
+
+    return with_generator
 
 
 class Recurrent(nn.RNNBase):
@@ -27,9 +43,12 @@ class Recurrent(nn.RNNBase):
     def _forward(self, input, hx):
         if (out := self._at_once(input, hx)) is not None:
             return out
-        call = self.prepare(input, hx)
-        masks = self._masks(call) if call.reason is None else []
-        output, *states = run(call, masks, self._run_torch, kept_weights(self))
+        call = self._prepare(input, hx)
+        masks, on_torch = [], self._run_torch
+        if call.reason is None and self._drops():
+            on_torch = _with_generator(call.input, on_torch)
+            masks = self._masks(call)
+        output, *states = run(call, masks, on_torch, kept_weights(self))
         if isinstance(input, PackedSequence):
             output = PackedSequence(output, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
             if input.unsorted_indices is not None:
@@ -47,7 +66,7 @@ class Recurrent(nn.RNNBase):
             if type(input) is not Tensor or input.dim() != 3:
                 return None
             x = input.transpose(0, 1)
-        if self.dropout != 0 and self.training:
+        if self._drops():
             return None
         stack = self.mode, self.num_layers, self.bidirectional
         out = at_once(self, x, hx, 3, self._flat_weights_names, stack, self.proj_size or self.hidden_size)
@@ -56,8 +75,11 @@ class Recurrent(nn.RNNBase):
         output = out[0].transpose(0, 1) if self.batch_first else out[0]
         return output, out[1] if self._STATES == 1 else tuple(out[1:])
 
-    def prepare(self, input: Tensor | PackedSequence, hx) -> Call:
-        """Checks the arguments of a call and brings them into the kernels' form."""
+    def _prepare(self, input: Tensor | PackedSequence, hx) -> Call:
+        """Checks the arguments of a call and brings them into the kernels' form; both as the layer takes them.
+
+        Raises what the class says, but for what only torch's operator can judge.
+        """
         states = None if hx is None else self._states(hx)
         if isinstance(input, PackedSequence):
             x, batch_sizes, sorted_indices, _ = input
@@ -95,9 +117,8 @@ class Recurrent(nn.RNNBase):
         self, input: Tensor, states: tuple[Tensor, ...] | None, batch_sizes: Tensor | None, weights: list[Any]
     ) -> str | None:
         """Raises torch's own errors; what only torch's operator can judge is left to it, with the reason returned."""
-        for w in weights:
-            if w is None:
-                return UNCHECKED
+        if input.is_nested or any(w is None for w in weights):
+            return UNCHECKED
         if input.dtype != weights[0].dtype and not torch._C._is_any_autocast_enabled():
             self.check_input(input, batch_sizes)  # raises in the words of this version of torch
             return UNCHECKED  # but not where a weight has been replaced since torch last looked at it
@@ -113,10 +134,11 @@ class Recurrent(nn.RNNBase):
             self._check_sizes(input, states, batch_sizes)
         return None
 
+    def _drops(self) -> bool:
+        return self.dropout != 0 and self.training and self.num_layers > 1
+
     def _masks(self, call: Call) -> list[Tensor]:
         """Dropout masks between the layers, drawn from torch's generator in torch's order."""
-        if self.dropout == 0 or not self.training or self.num_layers == 1:
-            return []
         x = call.input
         shape = (*x.shape[:-1], (self.proj_size or self.hidden_size) * call.stack.directions)
         if not 0 <= self.dropout <= 1:  # set after construction
@@ -131,10 +153,11 @@ class Recurrent(nn.RNNBase):
     def _run_torch(self, call: Call):
         """The call on torch's own operator: what has no kernel, and errors that are torch's to raise."""
         input, states, batch_sizes = call.input, call.states, call.batch_sizes
+        batch: Any = input.size(1) if batch_sizes is None else batch_sizes[0]  # which raises where there are no steps
         if states is None:
-            batch: Any = input.shape[1] if batch_sizes is None else batch_sizes[0]
             rows = self.num_layers * call.stack.directions
             sizes = (self.proj_size or self.hidden_size, self.hidden_size)[: call.stack.states]
             states = tuple(torch.zeros(rows, batch, n, dtype=input.dtype, device=input.device) for n in sizes)
         options = (call.weights, self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
-        return torch_path.call(self.mode, input, states, batch_sizes, *options)
+        hx = states if self._STATES > 1 else states[0]
+        return torch_path.call(self.mode, input, hx, batch_sizes, *options)

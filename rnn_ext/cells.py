@@ -36,14 +36,17 @@ class Cell(nn.RNNCellBase):
         stack = self._stack()
         out = None if stack is None else at_once(self, input, hx, 2, _WEIGHTS, stack, self.hidden_size)
         if out is None:
-            out = run(self.prepare(input, hx), [], self._run_torch, kept_weights(self))
+            out = run(self._prepare(input, hx), [], self._run_torch, kept_weights(self))
         states = out[-self._STATES :]  # not y: backward needs that one, and a state may be changed in place
         if input.dim() == 1:
             states = [s.squeeze(0) for s in states]
         return states[0] if len(states) == 1 else tuple(states)
 
-    def prepare(self, input: Any, hx) -> Call:
-        """Checks the arguments of a call and brings them into the kernels' form; wrong sizes are torch's to refuse."""
+    def _prepare(self, input: Any, hx) -> Call:
+        """Checks the arguments of a call and brings them into the kernels' form; wrong sizes are torch's to refuse.
+
+        input, hx: [B, I] or [I], and the state as the cell takes it. Raises what the class says.
+        """
         dim = input.dim()
         if dim != 2 and dim != 1:
             raise ValueError(f"{self._NAME}: Expected input to be 1D or 2D, got {dim}D instead")
@@ -145,7 +148,9 @@ class LSTMCell(Cell):
     r"""One step of an LSTM, a drop-in replacement for `torch.nn.LSTMCell`; the formula stands at `LSTM`.
 
     Args:
-        input_size, hidden_size, bias, device, dtype: as for `RNNCell`.
+        input_size: features of the input, I.
+        hidden_size: features of the states, H.
+        bias, device, dtype: as for `RNNCell`.
 
     Inputs:
         input: [B, I], or [I] unbatched.
@@ -199,7 +204,17 @@ class LSTMCell(Cell):
 class GRUCell(Cell):
     r"""One step of a GRU, a drop-in replacement for `torch.nn.GRUCell`; the formula stands at `GRU`.
 
-    Args, inputs, outputs: as for `RNNCell`, without nonlinearity.
+    Args:
+        input_size: features of the input, I.
+        hidden_size: features of the state, H.
+        bias, device, dtype: as for `RNNCell`.
+
+    Inputs:
+        input: [B, I], or [I] unbatched.
+        hx: the state [B, H] or [H]; zeros if left out.
+
+    Outputs:
+        h': [B, H] or [H].
 
     Raises:
         ValueError, RuntimeError: as torch.nn.GRUCell does, with its texts.

@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from rnn_ext import ops, settings, transforms
 from rnn_ext.ops import Stack
@@ -32,7 +31,7 @@ def steps_of(x: Tensor, batch_sizes: Tensor | None, stack: Stack) -> int | None:
     steps = settings.checkpoint_steps()
     if steps is None or torch.compiler.is_compiling() or x.layout != torch.strided:  # the operator refuses the last
         return None
-    if batch_sizes is None and x.dim() == 2:  # one step
+    if x.dim() == 2 if batch_sizes is None else batch_sizes.dim() != 1:  # one step; what the operator refuses
         return None
     keeps_more = stack.tape() > 0 or (stack.num_layers > 1 and not stack.bidirectional)
     return steps if keeps_more and steps < len(x if batch_sizes is None else batch_sizes) else None
@@ -62,10 +61,10 @@ class Segment(NamedTuple):
         n = self.batch_sizes
         if n is None:
             return lambda rows: rows.flip(0)
-        lengths = (n[:, None] > torch.arange(self.batch)).sum(0)
+        lengths = (n[:, None] > torch.arange(self.batch, device=n.device)).sum(0)
         first_rows = n.cumsum(0) - n
-        step = torch.arange(self.steps).repeat_interleave(n)
-        sequence = torch.arange(len(step)) - first_rows[step]
+        step = torch.arange(self.steps, device=n.device).repeat_interleave(n)
+        sequence = torch.arange(len(step), device=n.device) - first_rows[step]
         turned = first_rows[lengths[sequence] - 1 - step] + sequence
         return lambda rows: rows.index_select(0, turned.to(rows.device))
 
@@ -163,29 +162,16 @@ class _Checkpointed(torch.autograd.Function):
         batch_sizes, x, h_0, c_0, *rest = ctx.saved_tensors
         below, rest = rest[: ctx.num_below], rest[ctx.num_below :]
         states, masks_and_weights = rest[: len(d_outputs) - 1], rest[len(d_outputs) - 1 :]
-        num_masks = ctx.num_masks
-        masks, weights = tuple(masks_and_weights[:num_masks]), masks_and_weights[num_masks:]
-        wanted = ctx.needs_input_grad
-        needs = (*wanted[4:7], any(wanted[7 + num_masks :]))
-        padded = (*d_outputs, None)[:3]
-        whole = padded, x, h_0, c_0, weights, batch_sizes, masks, ctx.stack, needs
-        if (  # as in autograd.py
-            torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-        ):
-            gradients = transforms.gradients(*whole)
-        elif any(d is not None and torch._C._functorch.is_legacy_batchedtensor(d) for d in d_outputs):
-            from rnn_ext.autograd import _in_older_vmap  # here, since that module imports this one
+        masks, weights = tuple(masks_and_weights[: ctx.num_masks]), masks_and_weights[ctx.num_masks :]
 
-            gradients = _in_older_vmap(*whole)
-        else:
+        def by_kernels(needs):
             parts = segments(x, batch_sizes, ctx.steps)
             levels = _levels(ctx.stack, weights, masks, states[0].shape[-1])
-            gradients = _gradients(d_outputs, levels, [x, *below], weights, states, parts, needs)
-            gradients = ops.rounded(gradients, x.dtype)
-        gradients = iter(gradients)
-        of_inputs = [next(gradients) if needed else None for needed in needs[:3]]
-        of_weights = list(gradients) or [None] * len(weights)
-        return (None, None, None, None, *of_inputs, *[None] * num_masks, *of_weights)
+            return _gradients(d_outputs, levels, [x, *below], weights, states, parts, needs)
+
+        wanted = ctx.needs_input_grad[4:]
+        args = x, h_0, c_0, weights, batch_sizes, masks, ctx.stack
+        return None, None, None, None, *transforms.gradients_of_call(wanted, by_kernels, (*d_outputs, None)[:3], *args)
 
 
 def _two(states: list[Tensor]) -> tuple[Tensor, Tensor | None]:

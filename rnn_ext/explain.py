@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnn_ext import checkpoint, settings
 from rnn_ext._load import _C
 from rnn_ext.base import Recurrent
-from rnn_ext.call import UNCHECKED, Call
+from rnn_ext.call import REFUSED, UNCHECKED, Call, is_refusal
 from rnn_ext.cells import Cell
 from rnn_ext.frozen import kept_weights
 
@@ -38,9 +38,9 @@ class Explanation:
     Attributes:
         path: "kernel" for ours, "torch" for torch's own operator.
         reason: why this path, or why this plan.
-        plan: name of the kernels' plan; None on path "torch".
-        isa: instruction set of the kernels; None on path "torch".
-        threads: how many threads the call asks for.
+        plan: name of the kernels' plan, on the CPU one of eleven, such as "batch split" (README); None on path "torch".
+        isa: instruction set of the kernels, or "cuda"; None on path "torch".
+        threads: how many threads the call asks for; on path "torch" how many torch may take.
         product: how the kernels multiply, "fma", "amx" or "bf16" (`set_float32_product`); None on path "torch", and on
             CUDA, where the plan says it.
         frozen: whether the call uses weights that `frozen` keeps packed.
@@ -82,6 +82,9 @@ def explain(
         module: a layer or a cell of rnn_ext.
         input, hx: as for the call, shapes and dtypes too; nothing is computed, unless to see torch refuse it.
 
+    Returns:
+        An `Explanation`; printed, it is a sentence.
+
     Raises:
         TypeError: if module is not a layer or a cell of rnn_ext.
         ValueError, RuntimeError: what the call itself would raise for sizes and states like these. Dtypes, devices and
@@ -89,7 +92,7 @@ def explain(
     """
     if not isinstance(module, (Recurrent, Cell)):
         raise TypeError(f"explain: expected a layer or a cell of rnn_ext, got {type(module).__name__}")
-    call = module.prepare(input, hx)
+    call = module._prepare(input, hx)
     if call.reason == UNCHECKED:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             module._run_torch(call)
@@ -113,7 +116,12 @@ def explain(
         projection = getattr(module, "proj_size", 0)
         sizes = (steps, batch, module.hidden_size, projection, directions)
         device = (call.input.dtype.itemsize, call.input.get_device(), settings.is_batch_invariant())
-        plan = torch.ops.rnn_ext.cuda_plan(call.stack.mode, *sizes, *device)
+        try:
+            plan = torch.ops.rnn_ext.cuda_plan(call.stack.mode, *sizes, *device)
+        except RuntimeError as error:
+            if not is_refusal(error):
+                raise
+            return Explanation("torch", REFUSED, None, None, threads, None)
         reason = "a projection runs step by step" if projection else "the plan with the least estimated time"
         return Explanation("kernel", reason, plan, "cuda", 1, None, checkpoint_steps=checkpoint_steps)
     frozen = kept_weights(module) is not None and not _asks_for_gradient(call)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from rnn_ext.base import Recurrent as Recurrent
+from rnn_ext.base import Recurrent
 from rnn_ext.call import UNCHECKED
 
 
@@ -98,8 +98,8 @@ class LSTM(Recurrent):
 
     For each layer, with x_t the input at step t and * the product of elements,
 
-        i = sigmoid(W_i x_t + b_i + U_i h_{t-1} + d_i), likewise f and o
-        g = tanh(W_g x_t + b_g + U_g h_{t-1} + d_g)
+        a_i, a_f, a_g, a_o = the four parts, in this order, of  W_ih x_t + b_ih + W_hh h_{t-1} + b_hh
+        i, f, o = sigmoid(a_i), sigmoid(a_f), sigmoid(a_o),   g = tanh(a_g)
         c_t = f * c_{t-1} + i * g,   h_t = o * tanh(c_t)
 
     (S. Hochreiter, J. Schmidhuber, "Long Short-Term Memory", Neural Computation 9, 1997; the formula of
@@ -109,7 +109,7 @@ class LSTM(Recurrent):
         input_size: features of the input, I.
         hidden_size: features of the state, H.
         num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as for `RNN`.
-        proj_size: size P of a projection, h_t = W_r (o * tanh(c_t)); 0 for none, where P stands for H below.
+        proj_size: size P of a projection, h_t = W_hr (o * tanh(c_t)); 0 for none, where P stands for H below.
 
     Inputs:
         input: as for `RNN`.
@@ -196,13 +196,25 @@ class GRU(Recurrent):
 
     For each layer, with x_t the input at step t and * the product of elements,
 
-        r = sigmoid(W_r x_t + b_r + U_r h_{t-1} + d_r), likewise z
-        n = tanh(W_n x_t + b_n + r * (U_n h_{t-1} + d_n))
+        x_r, x_z, x_n = the three parts, in this order, of  W_ih x_t + b_ih
+        a_r, a_z, a_n = those of  W_hh h_{t-1} + b_hh
+        r, z = sigmoid(x_r + a_r), sigmoid(x_z + a_z),   n = tanh(x_n + r * a_n)
         h_t = (1 - z) * n + z * h_{t-1}
 
     (K. Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder", 2014; the formula of `torch.nn.GRU`).
 
-    Args, inputs, outputs: as for `RNN`, without nonlinearity.
+    Args:
+        input_size: features of the input, I.
+        hidden_size: features of the state, H.
+        num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as for `RNN`.
+
+    Inputs:
+        input: [T, B, I], [B, T, I] with batch_first, [T, I] unbatched, or a PackedSequence.
+        hx: initial state [L*D, B, H] ([L*D, H] unbatched); zeros if left out.
+
+    Outputs:
+        output: [T, B, D*H], [B, T, D*H], [T, D*H] or a PackedSequence: h_t of the last layer for every step.
+        h_n: [L*D, B, H] or [L*D, H]: the last h_t of every layer and direction.
 
     Raises:
         ValueError, TypeError, RuntimeError: as torch.nn.GRU does, with its texts.

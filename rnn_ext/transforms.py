@@ -60,6 +60,48 @@ def gradients(d_outputs, x, h_0, c_0, weights, batch_sizes, masks, stack, needs)
     return list(pull(_with_zeros(d_outputs, outputs)))
 
 
+def gradients_of_call(wanted, by_kernels, d_outputs, x, h_0, c_0, weights, batch_sizes, masks, stack):
+    """What the backward of a call's Function gives: gradients of x, h_0, c_0, the masks (None) and the weights.
+
+    Args:
+        wanted: which of them, one by one.
+        by_kernels: by_kernels(needs) gives those of `gradients` where nobody differentiates or batches them.
+        d_outputs, x, ...: as for `gradients`.
+    """
+    if all(d is None for d in d_outputs):
+        return [None] * len(wanted)
+    needs = (*wanted[:3], any(wanted[3 + len(masks) :]))
+    args = d_outputs, x, h_0, c_0, weights, batch_sizes, masks, stack, needs
+    if (
+        torch.is_grad_enabled()  # a gradient of this gradient may be asked for
+        or torch._C._are_functorch_transforms_active()  # dy may be a batch of them
+        or forward_ad._current_level >= 0  # dy may have a tangent
+    ):
+        found = gradients(*args)
+    elif not torch.compiler.is_compiling() and any(
+        d is not None and torch._C._functorch.is_legacy_batchedtensor(d) for d in d_outputs
+    ):
+        found = _in_older_vmap(*args)
+    else:
+        found = by_kernels(needs)
+        if x.dtype in (torch.bfloat16, torch.float16):
+            found = ops.rounded(found, x.dtype)
+    found = iter(found)
+    of_inputs = [next(found) if needed else None for needed in needs[:3]]
+    return *of_inputs, *[None] * len(masks), *(list(found) or [None] * len(weights))
+
+
+def _in_older_vmap(d_outputs, *args):
+    """The gradients where torch.autograd.grad(is_grads_batched=True) has batched d_outputs, which no operator takes."""
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    batched = [d is not None and torch._C._functorch.is_legacy_batchedtensor(d) for d in d_outputs]
+    values = [torch._remove_batch_dim(d, level, 1, 0) if b else d for d, b in zip(d_outputs, batched, strict=True)]
+    in_dims = tuple(0 if b else None for b in batched)
+    results = torch.func.vmap(lambda *d: gradients(d, *args), in_dims)(*values)
+    return [torch._add_batch_dim(r, 0, level) for r in results]
+
+
 def _for_outer_levels(jvp):
     """jvp(ctx, saved tensors, *tangents) such that its own tangent is right, where forward mode is nested.
 
@@ -94,8 +136,10 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy, dh_n, *rest):
-        batch_sizes, y, tape, *primals = ctx.saved_tensors
         wanted = ctx.needs_input_grad
+        if all(d is None for d in (dy, dh_n, *rest[: ctx.layer.states - 1])):
+            return (None,) * len(wanted)
+        batch_sizes, y, tape, *primals = ctx.saved_tensors
         needs = (*wanted[2:5], any(wanted[5:]))
         dc_n = rest[0] if ctx.layer.states > 1 else None
         return None, None, *_LayerGradient.apply(ctx.layer, needs, batch_sizes, y, tape, dy, dh_n, dc_n, *primals)

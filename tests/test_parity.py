@@ -13,10 +13,9 @@ import rnn_ext
 from tests.contract import promise
 from tests.covering import each_meeting
 from tests.strategies import EDGE_CASES, cases
-from tests.subject import DTYPES, HALVES, LAYERS, Case, named_outputs
+from tests.subject import DTYPES, HALVES, LAYERS, Case, assert_parity_on_a_view, each_layer, each_overlap, named_outputs
 from tests.tolerances import assert_all_close, assert_close
 
-each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 each_layout = pytest.mark.parametrize("layout", ["contiguous", "gaps", "transposed", "offset"])
 
 
@@ -128,6 +127,14 @@ def test_any_one_input_may_ask_for_a_gradient(layer, form, used, wanted):
 def test_any_layout_in_memory(layer, layout, form, batch_first):
     lengths = (5,) if form == "unbatched" else (4, 5, 1) if form == "unsorted" else (5, 5, 5)
     assert_parity(Case(layer, 6, 9, 2, layout=layout, form=form, batch_first=batch_first, lengths=lengths))
+
+
+@promise("Forward", "any layout in memory")
+@pytest.mark.sanitize
+@each_layer
+@each_overlap
+def test_rows_of_the_input_may_share_memory(layer, shape, view):
+    assert_parity_on_a_view(layer, shape, view)
 
 
 @promise("Forward", "dropout draws torch's masks from torch's generator")

@@ -1,0 +1,123 @@
+"""Calls that few programs make: memory given back, no gradient at all, nested tensors, settings as decorators."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+import rnn_ext
+from tests.contract import promise
+from tests.subject import CELLS, LAYERS, each_layer
+from tests.tolerances import assert_all_close
+
+each_module = pytest.mark.parametrize("layer", LAYERS + CELLS, ids=str)
+
+
+def give_back(tensor: torch.Tensor) -> None:
+    """Frees its memory, as resharding and offloading do; it keeps its sizes."""
+    tensor.untyped_storage().resize_(0)
+
+
+@promise("Forward", "torch's errors for bad input, states and weights")
+@each_module
+@pytest.mark.parametrize("grad_mode", [torch.enable_grad, torch.no_grad])
+def test_a_tensor_without_memory_raises(layer, grad_mode):
+    weights = [name for name, _ in layer.make_ours(4, 3).named_parameters()]
+    for freed in ("x", *layer.states, *weights):
+        module, x = layer.make_ours(4, 3), layer.random_input(4)
+        shapes = layer.state_shapes(*([] if layer.is_cell else [1]), 2, 3)
+        states = {s: torch.randn(shape) for s, shape in zip(layer.states, shapes)}
+        give_back({"x": x, **states, **dict(module.named_parameters())}[freed])
+        with grad_mode(), pytest.raises(RuntimeError):
+            module(x, layer.state(*states.values()))
+
+
+@each_module
+def test_memory_that_is_given_back_before_backward_raises(layer):
+    for freed in ("x", "weight"):
+        module, x = layer.make_ours(4, 3), layer.random_input(4, requires_grad=True)
+        loss = layer.total(module(x))
+        give_back(x if freed == "x" else next(module.parameters()))
+        with pytest.raises(RuntimeError, match="its data is not allocated"):
+            loss.backward()
+
+
+class NoGradient(torch.autograd.Function):
+    """The identity, whose backward gives nothing."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+@each_module
+@pytest.mark.parametrize("steps", [None, 2], ids=["whole", "in segments"])
+def test_where_no_output_has_a_gradient_no_input_gets_one(layer, steps):
+    module, x = layer.make_ours(4, 3), layer.random_input(4, requires_grad=True)
+    with rnn_ext.checkpoint_time(steps):
+        outputs = layer.named_outputs(module(x)).values()
+    sum(NoGradient.apply(output).sum() for output in outputs).backward()
+    assert x.grad is None
+    assert all(weight.grad is None for weight in module.parameters())
+
+
+@promise("Forward", "dropout draws torch's masks from torch's generator")
+@each_layer
+def test_a_call_that_the_kernels_refuse_draws_its_masks_once(layer):
+    ours, theirs = layer.make_both(4, 3, 2, dropout=0.5)
+    packed = PackedSequence(torch.randn(5, 4), torch.tensor([3, 2, 0]))  # which only torch takes
+    found = []
+    for module in (ours, theirs):
+        torch.manual_seed(1)
+        found.append([*layer.named_outputs(module(packed)).values(), torch.rand(3)])
+    assert_all_close(*found)
+
+
+@promise("Forward", "torch's errors for bad input, states and weights")
+@each_layer
+def test_a_packed_sequence_of_no_steps_with_a_state_raises_what_torch_raises(layer):
+    packed = PackedSequence(torch.randn(0, 4), torch.tensor([], dtype=torch.int64))
+    hx = layer.state(*(torch.zeros(shape) for shape in layer.state_shapes(1, 3, 3)))
+    for module in layer.make_both(4, 3):
+        with pytest.raises(IndexError, match="index 0 is out of bounds for dimension 0 with size 0"):
+            module(packed, hx)
+
+
+@each_layer
+def test_segments_of_a_packed_batch_are_cut_whatever_the_default_device_is(layer):
+    module = layer.make_ours(4, 3, bidirectional=True)
+    packed, hx = pack_sequence([torch.randn(7, 4), torch.randn(3, 4)]), layer.state_shapes(2, 2, 3)
+    hx = layer.state(*(torch.randn(shape) for shape in hx))
+    expected = layer.named_outputs(module(packed, hx))
+    with rnn_ext.checkpoint_time(2), torch.device("meta"):
+        found = layer.named_outputs(module(packed, hx))
+    assert_all_close(list(found.values()), list(expected.values()))
+
+
+@pytest.mark.parametrize("layer", [layer for layer in LAYERS if len(layer.states) == 1], ids=str)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_goes_to_torchs_operator(layer):
+    ours, theirs = layer.make_both(4, 3)
+    x = torch.nested.nested_tensor([torch.randn(2, 4)] * 5)
+    assert_all_close(list(ours(x)), list(theirs(x)))
+    assert rnn_ext.explain(ours, x).path == "torch"
+
+
+SETTINGS = {"batch_invariant": rnn_ext.batch_invariant, "checkpoint_time": lambda: rnn_ext.checkpoint_time(8)}
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_a_setting_decorates_a_function_and_is_on_in_its_calls_alone(setting):
+    def told():
+        return rnn_ext.is_batch_invariant(), rnn_ext.checkpoint_steps()
+
+    before = told()
+    decorated = setting()(told)
+    assert told() == before
+    assert decorated() != before
+    assert told() == before
