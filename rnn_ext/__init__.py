@@ -13,6 +13,7 @@ against. `python -m rnn_ext` prints versions and checks that they compute right 
 
 from importlib.metadata import PackageNotFoundError, version
 
+from rnn_ext import reference
 from rnn_ext._load import _C as _C
 from rnn_ext.accelerate import Replacements, accelerate, restore
 from rnn_ext.cells import GRUCell, LSTMCell, RNNCell
@@ -52,6 +53,7 @@ __all__ = [
     "float32_product",
     "frozen",
     "is_batch_invariant",
-    "set_float32_product",
+    "reference",
     "restore",
+    "set_float32_product",
 ]

@@ -245,6 +245,9 @@ def test_the_dtype_is_kept(dtype):
         (dict(initial_state=(np.zeros((2, B, HIDDEN)),) * 2), "initial_state: expected 1 arrays, got 2"),
         (dict(dropout_masks=[]), "dropout_masks: expected 1 arrays, got 0"),
         (dict(dropout_masks=[np.ones(HIDDEN)]), r"dropout_masks\[0\]: expected shape \(6, 4, 5\)"),
+        (dict(x=np.zeros((T, B, INPUT), int)), r"x: expected float32 or float64 \[T, B, I\], got int64 of 3"),
+        (dict(x=np.zeros((B, INPUT))), r"x: expected float32 or float64 \[T, B, I\], got float64 of 2"),
+        (dict(params={}), "params: weight_ih_l0, weight_hh_l0 missing"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):
@@ -252,6 +255,23 @@ def test_what_does_not_fit_is_refused(change, message):
     params, x, *_ = stack(cell, layers=2)
     with pytest.raises(ValueError, match=message):
         ref.forward(cell, **{"x": x, "params": params, **change})
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(d_output=np.ones((T, B, 4 * HIDDEN))), r"d_output: expected shape \(6, 4, 10\), got \(6, 4, 20\)"),
+        (dict(d_output=np.ones((T, 1, 2 * HIDDEN))), r"d_output: expected shape \(6, 4, 10\), got \(6, 1, 10\)"),
+        (dict(d_final_state=(np.ones((2, 1, HIDDEN)),)), r"d_final_state\[0\]: expected shape \(2, 4, 5\)"),
+        (dict(d_final_state=(np.ones((2, B, HIDDEN)),) * 2), "d_final_state: expected 1 arrays, got 2"),
+    ],
+)
+def test_gradients_that_do_not_fit_are_refused(change, message):
+    cell = ref.RNNCell()
+    params, x, *_ = stack(cell, directions=2)
+    tape = ref.forward(cell, x, params)[2]
+    with pytest.raises(ValueError, match=message):
+        ref.backward(tape, **change)
 
 
 LOSSES = {

@@ -1,7 +1,7 @@
 """Recurrent layers in plain NumPy: the specification that the fast kernels are checked against.
 
 Read cells.py (one step), then loop.py (all steps, layers, directions), then train.py (losses, optimizers).
-Nothing here needs torch or the compiled extension.
+No file here imports torch or the extension; to import it as `rnn_ext.reference` does.
 """
 
 from .cells import Activation, Cell, GRUCell, LSTMCell, RNNCell, relu, sigmoid, tanh

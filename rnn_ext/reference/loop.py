@@ -51,7 +51,7 @@ class Tape(NamedTuple):
 
 
 def stack_of(params: Arrays) -> tuple[int, int]:
-    """(L, D): how many layers and directions these parameters describe."""
+    """(L, D): how many layers and directions these parameters describe; (0, 1) for those of no layer."""
     directions = 2 if "weight_ih_l0_reverse" in params else 1
     layers = 0
     while f"weight_ih_l{layers}" in params:
@@ -103,11 +103,16 @@ def forward(
     last step of each sequence, or after its first for the reverse direction) and the tape for `backward`.
     Raises ValueError if a shape or a length does not fit.
     """
-    T, B, _ = x.shape
     L, D = stack_of(params)
+    _check_input(cell, x, params, L, D)
+    T, B, _ = x.shape
+    state_shapes = [(L * D, B, n) for n in state_widths(cell, params)]
     if initial_state is None:
-        initial_state = tuple(np.zeros((L * D, B, n), x.dtype) for n in state_widths(cell, params))
-    _check(cell, x, params, initial_state, dropout_masks, L, D)
+        initial_state = tuple(np.zeros(shape, x.dtype) for shape in state_shapes)
+    _check_arrays("initial_state", initial_state, state_shapes)
+    if dropout_masks is not None:
+        P = state_shapes[0][-1]
+        _check_arrays("dropout_masks", dropout_masks, [(T, B, D * P)] * (L - 1))
     active = _active(lengths, T, B)
 
     runs: list[Run] = []
@@ -140,13 +145,17 @@ def backward(
 
     Returns d_x [T, B, I], d_initial_state (shaped like it, too) and the gradients of the parameters under
     their names. Each is a plain sum over time and batch: a mean belongs into the loss, once.
+    Raises ValueError if a shape does not fit.
     """
     L, D = stack_of(tape.params)
     T, B, P = tape.runs[0].h_prev.shape
     dtype = tape.runs[0].x.dtype
     d_layer = np.zeros((T, B, D * P), dtype) if d_output is None else d_output
+    state_shapes = [(L * D, B, n) for n in state_widths(tape.cell, tape.params)]
     if d_final_state is None:
-        d_final_state = tuple(np.zeros((L * D, B, n), dtype) for n in state_widths(tape.cell, tape.params))
+        d_final_state = tuple(np.zeros(shape, dtype) for shape in state_shapes)
+    _check_shape("d_output", d_layer, (T, B, D * P))
+    _check_arrays("d_final_state", d_final_state, state_shapes)
 
     grads: Arrays = {}
     d_initial: list[State] = [()] * (L * D)
@@ -234,21 +243,27 @@ def _active(lengths, T, B):
     return (np.arange(T)[:, None] < lengths)[..., None]
 
 
-def _check(cell, x, params, initial_state, dropout_masks, L, D):
-    """Refuse shapes that NumPy would broadcast into a wrong answer."""
-    T, B, input_size = x.shape
+def _check_input(cell, x, params, L, D):
+    """Refuse what NumPy would broadcast into a wrong answer; here and in the two functions below."""
+    if x.ndim != 3 or x.dtype not in (np.float32, np.float64):
+        raise ValueError(f"x: expected float32 or float64 [T, B, I], got {x.dtype} of {x.ndim} dimensions")
+    if missing := [name for name in ("weight_ih_l0", "weight_hh_l0") if name not in params]:
+        raise ValueError(f"params: {', '.join(missing)} missing")
     rows, P = params["weight_hh_l0"].shape
-    shapes = param_shapes(cell, input_size, rows // cell.gates, L, D, P if "weight_hr_l0" in params else 0)
+    shapes = param_shapes(cell, x.shape[2], rows // cell.gates, L, D, P if "weight_hr_l0" in params else 0)
     if missing := [name for name in shapes if name not in params and not name.startswith("bias")]:
         raise ValueError(f"params: {', '.join(missing)} missing")
-    expected = [(name, params[name].shape, shapes.get(name)) for name in params]
-    widths = zip(initial_state, state_widths(cell, params), strict=False)
-    expected += [(f"initial_state[{i}]", s.shape, (L * D, B, n)) for i, (s, n) in enumerate(widths)]
-    expected += [(f"dropout_masks[{i}]", m.shape, (T, B, D * P)) for i, m in enumerate(dropout_masks or [])]
-    for name, got, shape in expected:
-        if got != shape:
-            raise ValueError(f"{name}: expected shape {shape}, got {got}")
-    if len(initial_state) != cell.states:
-        raise ValueError(f"initial_state: expected {cell.states} arrays, got {len(initial_state)}")
-    if dropout_masks is not None and len(dropout_masks) != L - 1:
-        raise ValueError(f"dropout_masks: expected {L - 1} arrays, got {len(dropout_masks)}")
+    for name, p in params.items():
+        _check_shape(name, p, shapes.get(name))
+
+
+def _check_arrays(name, arrays, shapes):
+    if len(arrays) != len(shapes):
+        raise ValueError(f"{name}: expected {len(shapes)} arrays, got {len(arrays)}")
+    for i, (array, shape) in enumerate(zip(arrays, shapes, strict=True)):
+        _check_shape(f"{name}[{i}]", array, shape)
+
+
+def _check_shape(name, array, shape):
+    if array.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")

@@ -13,7 +13,12 @@ from .loop import Arrays, param_shapes
 
 
 def init_params(cell, input_size, hidden_size, layers=1, directions=1, seed=0, dtype=np.float64, proj_size=0) -> Arrays:
-    """Parameters for `loop.forward`, uniform in +-1/sqrt(H) as PyTorch's recurrent layers start."""
+    """Parameters for `loop.forward`, uniform in +-1/sqrt(H) as PyTorch's recurrent layers start.
+
+    cell                            a cell of cells.py; the sizes, layers L, directions D and projection P (0: none)
+                                    as in loop.py
+    seed, dtype                     of the numbers; float32 or float64
+    """
     rng, bound = np.random.default_rng(seed), 1 / math.sqrt(hidden_size)
     shapes = param_shapes(cell, input_size, hidden_size, layers, directions, proj_size)
     return {name: rng.uniform(-bound, bound, shape).astype(dtype) for name, shape in shapes.items()}
@@ -31,7 +36,7 @@ def linear_backward(dy: np.ndarray, x: np.ndarray, weight: np.ndarray) -> tuple[
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
-    """p_k = exp(s_k) / sum_j exp(s_j) over the last axis; the largest score comes off first (overflow)."""
+    """p_k = exp(s_k) / sum_j exp(s_j) over the last axis of scores [.., K]; the largest comes off first (overflow)."""
     e = np.exp(scores - scores.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
 
@@ -41,8 +46,12 @@ def cross_entropy(scores: np.ndarray, target: np.ndarray) -> tuple[float, np.nda
 
     loss = -mean_n log p[n, target_n],  p = softmax(scores)
     d loss / d scores = (p - onehot(target)) / N
+    C. Bishop, "Pattern Recognition and Machine Learning" (2006), section 4.3.4, divided by N.
+    Raises ValueError for a class that there is not.
     """
     N = len(target)
+    if ((target < 0) | (target >= scores.shape[-1])).any():
+        raise ValueError(f"target: expected classes in 0..{scores.shape[-1] - 1}, got {target.min()}..{target.max()}")
     shifted = scores - scores.max(-1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     d_scores = np.exp(log_p)
@@ -56,6 +65,7 @@ def binary_cross_entropy(scores: np.ndarray, target: np.ndarray) -> tuple[float,
     loss = -mean(y log p + (1-y) log(1-p)),  p = sigmoid(a)
          = mean(max(a, 0) - a y + log(1 + exp(-|a|))), which never takes the log of 0
     d loss / d a = (p - y) / N
+    Bishop (2006), section 4.3.2, divided by N.
     """
     loss = np.maximum(scores, 0) - scores * target + np.log1p(np.exp(-np.abs(scores)))
     return float(loss.mean()), (sigmoid(scores) - target) / scores.size
@@ -81,12 +91,13 @@ def clip_grad_norm(grads: Arrays, max_norm: float) -> float:
 
 
 class SGD:
-    """p <- p - lr g."""
+    """Gradient descent, p <- p - lr g, without momentum (torch.optim.SGD)."""
 
     def __init__(self, params: Arrays, lr: float):
         self.params, self.lr = params, lr
 
     def step(self, grads: Arrays) -> None:
+        """Change the parameters in place; grads has their names and shapes."""
         for name, p in self.params.items():
             p -= self.lr * grads[name]
 
@@ -105,6 +116,7 @@ class Adam:
         self.updates = 0
 
     def step(self, grads: Arrays) -> None:
+        """Change the parameters in place; grads has their names and shapes."""
         self.updates += 1
         b1, b2 = self.betas
         lr = self.lr / (1 - b1**self.updates)
