@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import os
+from collections.abc import Callable
+from typing import Any
 
 from rnn_ext._load import _C
 
@@ -14,15 +17,45 @@ _batch_invariant = False
 _checkpoint_steps: int | None = None
 
 
+class _Switch:
+    """A setting: from its construction on, inside a `with` block, or in calls of a function that it decorates."""
+
+    def __init__(self, value: Any) -> None:
+        self._value, self._before = value, self._set(value)
+
+    @staticmethod
+    def _set(value: Any) -> Any:
+        """Sets it. Returns what it was before."""
+        raise NotImplementedError
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exception: object) -> None:
+        self._set(self._before)
+
+    def __call__(self, function: Callable) -> Callable:
+        self._set(self._before)
+
+        @functools.wraps(function)
+        def switched(*args, **kwargs):
+            with type(self)(self._value):
+                return function(*args, **kwargs)
+
+        return switched
+
+
 def is_batch_invariant() -> bool:
     """Whether `batch_invariant` is on."""
     return _batch_invariant
 
 
-class batch_invariant:
+class batch_invariant(_Switch):
     """Makes the output, states and input gradients of a sequence bitwise independent of the rest of the batch.
 
-    `with batch_invariant():` switches it on inside the block, `batch_invariant(True)` from now on, for all threads.
+    `with batch_invariant():` switches it on inside the block, `@batch_invariant()` in calls of the function below it,
+    `batch_invariant(True)` from now on, for all threads.
+
     It is off by default, where on the CPU the same already holds but for two choices that go by the size of the batch.
     Calls with few rows use the weights as they lie and so sum in another order: no more than four rows (sequences times
     steps), or for a cell and any call of one step a twelfth of the input size and of the hidden size (in bfloat16 and
@@ -34,16 +67,13 @@ class batch_invariant:
     """
 
     def __init__(self, enabled: bool = True) -> None:
-        global _batch_invariant
-        self._before = _batch_invariant
-        _batch_invariant = bool(enabled)
+        super().__init__(bool(enabled))
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *exception: object) -> None:
+    @staticmethod
+    def _set(value: bool) -> bool:
         global _batch_invariant
-        _batch_invariant = self._before
+        before, _batch_invariant = _batch_invariant, value
+        return before
 
 
 def checkpoint_steps() -> int | None:
@@ -51,11 +81,12 @@ def checkpoint_steps() -> int | None:
     return _checkpoint_steps
 
 
-class checkpoint_time:
+class checkpoint_time(_Switch):
     """Makes calls that ask for gradients keep only checkpoints along time, and compute the rest again in backward.
 
-    `with checkpoint_time(256):` switches it on inside the block, `checkpoint_time(256)` from now on, for all threads,
-    `checkpoint_time(None)` off, as it is by default. It is read at forward; backward does as its forward did.
+    `with checkpoint_time(256):` switches it on inside the block, `@checkpoint_time(256)` in calls of the function below
+    it, `checkpoint_time(256)` from now on, for all threads, `checkpoint_time(None)` off, as it is by default. It is
+    read at forward; backward does as its forward did.
 
     Time is cut into segments of at most so many steps. Beyond its input, weights, states, dropout masks and output, a
     call then keeps the states at the borders of the segments and, of several layers in both directions, the outputs of
@@ -84,26 +115,23 @@ class checkpoint_time:
     """
 
     def __init__(self, steps: int | None) -> None:
-        global _checkpoint_steps
         if steps is not None:
             if isinstance(steps, bool) or not hasattr(steps, "__index__"):
                 raise TypeError(f"checkpoint_time: expected a number of steps or None, got {steps!r}")
             steps = operator.index(steps)
             if steps < 1:
                 raise ValueError(f"checkpoint_time: expected at least 1 step, got {steps}")
-        self._before = _checkpoint_steps
-        _checkpoint_steps = steps
+        super().__init__(steps)
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *exception: object) -> None:
+    @staticmethod
+    def _set(value: int | None) -> int | None:
         global _checkpoint_steps
-        _checkpoint_steps = self._before
+        before, _checkpoint_steps = _checkpoint_steps, value
+        return before
 
 
 def set_float32_product(product: str) -> None:
-    """Chooses how the matrix products of calls other than float64 are computed on the CPU, for the whole process.
+    """Chooses how matrix products are computed on the CPU, of float32, bfloat16 and float16, for the whole process.
 
     On AMX tiles a float32 number is taken apart into three bfloat16 numbers, whose six leading products are summed in
     float32: faster for batches, and closer to float64 than a chain of multiply-adds. Numbers below 2^-110 lose digits
@@ -129,7 +157,7 @@ def set_float32_product(product: str) -> None:
 
 
 def float32_product() -> str:
-    """What `set_float32_product` has set."""
+    """What `set_float32_product` has set: "auto", "fma" or "amx"."""
     return _C.float32_product()
 
 
