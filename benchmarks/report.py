@@ -190,12 +190,12 @@ def main(argv: list[str] | None = None) -> int:
         options.error(
             f"no result in {', '.join(map(str, given))}; make one with `python -m benchmarks speed`"
         )
-    results = {path.stem: load(path) for path in paths}
-    if len(results) < len(paths):
-        options.error("two results have the same file name")
     try:
+        results = {path.stem: load(path) for path in paths}
+        if len(results) < len(paths):
+            options.error("two results have the same file name")
         page = write(results, args.out)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         options.error(str(error))
     print(f"wrote {page} and its charts")
     return 0

@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.subject import HALVES, LAYERS, Case, Layer
+from tests.subject import HALVES, LAYERS, Case, Layer, each_layer
 from tests.tolerances import assert_close, assert_same_vector, cosine, relative_error
-
-each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 
 CALLS = 40
 MORE_CALLS = 160

@@ -12,11 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from tests.contract import promise
-from tests.subject import DTYPES, LAYERS, gradients_of, named_outputs
+from tests.subject import DTYPES, each_layer, gradients_of, named_outputs
 from tests.tolerances import assert_all_close, assert_close
-
-each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
-
 
 # What is saved for the backward pass
 

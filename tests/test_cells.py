@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import io
-import pickle
 from dataclasses import replace
 
 import pytest
@@ -19,7 +16,7 @@ import rnn_ext
 from tests.contract import promise
 from tests.covering import each_meeting
 from tests.strategies import BATCHES, FEATURES
-from tests.subject import CELLS, DTYPES, Case
+from tests.subject import CELLS, COPIES, DTYPES, Case
 from tests.test_module import assert_same_weights
 from tests.test_parity import assert_parity
 from tests.tolerances import assert_all_close, assert_close
@@ -94,21 +91,6 @@ def test_meta_device_to_empty_and_assigned_weights(cell):
         assert all(weight.is_meta for weight in ours.parameters())
         load(ours)
         assert_close(cell.named_outputs(ours(x))["h_n"], expected)
-
-
-def torch_save_and_load(module):
-    buffer = io.BytesIO()
-    torch.save(module, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
-
-
-COPIES = {
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda module: pickle.loads(pickle.dumps(module)),
-    "torch.save": torch_save_and_load,
-    "double and back": lambda module: copy.deepcopy(module).double().float(),
-}
 
 
 @promise("Around it", "`deepcopy`, `pickle`, `torch.save`")

@@ -12,11 +12,10 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 from tests.contract import promise
-from tests.subject import CELLS, LAYERS, gradients_of
+from tests.subject import CELLS, LAYERS, each_layer, gradients_of
 from tests.tolerances import assert_all_close, assert_close
 
 each_module = pytest.mark.parametrize("layer", LAYERS + CELLS, ids=str)
-each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rnn_ext._load import has_cuda
-from tests.subject import LAYERS, gradients_of
+from tests.subject import LAYERS, each_layer, gradients_of
 from tests.tolerances import assert_close
 
 pytestmark = [
@@ -19,7 +19,6 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available() and not has_cuda, reason="the CUDA library is not built"),
 ]
 TANH, RELU, PROJECTED, LSTM, GRU = LAYERS
-each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 each_kind = pytest.mark.parametrize("kind", ["stepwise", "grid", "cluster", "library"])
 
 

@@ -10,10 +10,9 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from tests.contract import promise
-from tests.subject import LAYERS, named_outputs, run_python
+from tests.subject import LAYERS, each_layer, named_outputs, run_python
 from tests.tolerances import assert_close
 
-each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 each_class = pytest.mark.parametrize("layer", {layer.ours: layer for layer in LAYERS}.values(), ids=str)
 
 

@@ -9,10 +9,9 @@ from torch.nn.utils.rnn import pack_sequence
 
 import rnn_ext
 from tests.contract import promise
-from tests.subject import CELLS, DTYPES, LAYERS, named_outputs, run_python
+from tests.subject import CELLS, DTYPES, LAYERS, each_layer, named_outputs, run_python
 
 each_cell = pytest.mark.parametrize("cell", CELLS, ids=str)
-each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 each_class = pytest.mark.parametrize("layer", {layer.ours: layer for layer in LAYERS}.values(), ids=str)
 
 

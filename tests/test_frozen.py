@@ -12,11 +12,10 @@ from torch.nn.utils.rnn import pack_sequence
 
 import rnn_ext
 from rnn_ext.frozen import kept_weights
-from tests.subject import CELLS, DTYPES, LAYERS
+from tests.subject import CELLS, DTYPES, LAYERS, each_layer
 from tests.tolerances import assert_all_close, assert_close
 
 pytestmark = pytest.mark.sanitize
-each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 each_cell = pytest.mark.parametrize("layer", CELLS, ids=str)
 each_layer_and_cell = pytest.mark.parametrize("layer", LAYERS + CELLS, ids=str)
 

@@ -10,10 +10,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
 from tests.contract import promise
-from tests.subject import HALVES, LAYERS, Case
+from tests.subject import HALVES, Case, each_layer
 from tests.tolerances import assert_same_vector
-
-each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 
 OPTIONS = {
     "one layer": {},

@@ -10,10 +10,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnn_ext
 from tests.covering import each_meeting
-from tests.subject import DTYPES, HALVES, LAYERS, Layer, named_outputs, run_python
+from tests.subject import DTYPES, HALVES, LAYERS, Layer, each_layer, named_outputs, run_python
 from tests.tolerances import assert_close
 
-each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 # (batch, time, input size, hidden size): from one vector to weights that fill a cache.

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-import io
-import pickle
 import warnings
 
 import pytest
@@ -14,10 +11,8 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 from tests.contract import promise
-from tests.subject import HALVES, LAYERS, named_outputs
+from tests.subject import COPIES, HALVES, LAYERS, each_layer, named_outputs
 from tests.tolerances import assert_close
-
-each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 
 CONSTRUCTORS = [
     ((4, 3), {}),
@@ -138,21 +133,6 @@ def test_meta_device_and_to_empty(layer):
     torch.manual_seed(3)
     theirs.reset_parameters()
     assert_same_weights(ours, theirs)
-
-
-def torch_save_and_load(module):
-    buffer = io.BytesIO()
-    torch.save(module, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
-
-
-COPIES = {
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda module: pickle.loads(pickle.dumps(module)),
-    "torch.save": torch_save_and_load,
-    "double and back": lambda module: copy.deepcopy(module).double().float(),
-}
 
 
 @promise("Around it", "`deepcopy`, `pickle`, `torch.save`")

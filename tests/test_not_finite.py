@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
-from tests.subject import HALVES, LAYERS, named_outputs
+from tests.subject import HALVES, each_layer, named_outputs
 from tests.tolerances import assert_close
 
-each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 each_product = pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
 
 

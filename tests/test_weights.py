@@ -9,10 +9,8 @@ from torch.func import functional_call
 from torch.nn.utils import parametrizations, prune
 
 from tests.contract import promise
-from tests.subject import LAYERS
+from tests.subject import each_layer
 from tests.tolerances import assert_all_close, assert_close
-
-each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 
 
 def drop_connect(module):

@@ -1,4 +1,4 @@
-"""The one table of tolerances. Every comparison of numbers in the tests goes through it."""
+"""The one table of tolerances, for what was computed; where a test has another bound, it says why."""
 
 from __future__ import annotations
 
