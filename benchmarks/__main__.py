@@ -19,6 +19,8 @@ def main(argv: list[str]) -> int:
         print("usage: python -m benchmarks COMMAND [OPTIONS]\n")
         for name, purpose in COMMANDS.items():
             print(f"  {name:8}{purpose}")
+        print("\npython -m benchmarks.long_sequences   memory and time of training with and without checkpoint_time")
+        print("python -m benchmarks.gpu_check        build, test and time the CUDA kernels on a machine with a GPU")
         return 0 if argv and argv[0] in ("-h", "--help") else 2
     # Imported late, so that a command starts without the dependencies of the others.
     return import_module(f"benchmarks.{argv[0]}").main(argv[1:]) or 0

@@ -251,6 +251,14 @@ def test_a_case_that_was_measured_twice_is_refused(tmp_path, capsys):
     assert "measured twice, in first and in second" in capsys.readouterr().err
 
 
+def test_a_file_that_is_no_result_and_one_that_is_not_there_are_told_of(tmp_path, capsys):
+    (tmp_path / "list.json").write_text("[1]")
+    for path, said in (("list.json", "expected JSON of"), ("nowhere.json", "No such file")):
+        with pytest.raises(SystemExit):
+            report.main([str(tmp_path / path), "--out", str(tmp_path)])
+        assert said in capsys.readouterr().err
+
+
 def test_results_of_tasks_go_into_the_same_report(tmp_path):
     result = run_task(TASKS["toy_classes"], ["torch", "rnn_ext"], bar=False, epochs=2)
     cli.write_json([result], tmp_path / "toys.json")

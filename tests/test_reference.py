@@ -297,6 +297,12 @@ def test_losses_and_their_gradients_are_those_of_torch(name):
     assert_close(d_scores, torch_scores.grad)
 
 
+@pytest.mark.parametrize("target", [[0, 3], [-1, 0]])
+def test_a_class_that_there_is_not_is_refused(target):
+    with pytest.raises(ValueError, match=r"target: expected classes in 0\.\.2, got"):
+        ref.cross_entropy(np.zeros((2, 3)), np.array(target))
+
+
 def test_linear_backward_is_the_slope():
     rng = np.random.default_rng(0)
     x, weight, bias, dy = (rng.standard_normal(s) for s in [(T, B, INPUT), (2, INPUT), (2,), (T, B, 2)])
