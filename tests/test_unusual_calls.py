@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.utils.flop_counter import FlopCounterMode
 
 import rnn_ext
 from tests.contract import promise
@@ -121,3 +122,18 @@ def test_a_setting_decorates_a_function_and_is_on_in_its_calls_alone(setting):
     assert told() == before
     assert decorated() != before
     assert told() == before
+
+
+@each_module
+@pytest.mark.parametrize("wanted", ["all", "weights"])
+def test_flops_are_those_of_the_products(layer, wanted):
+    """As torch counts them, where it does: of its LSTM on the CPU it sees nothing."""
+    options = {} if layer.is_cell else {"num_layers": 2, "bidirectional": True}
+    ours, theirs = layer.make_both(4, 3, **options)
+    x, counted = layer.random_input(4, requires_grad=wanted == "all"), []
+    for module in (ours, theirs):
+        counter = FlopCounterMode(display=False)
+        with counter, torch.backends.mkldnn.flags(enabled=False):
+            layer.total(module(x)).backward()
+        counted.append(counter.get_total_flops())
+    assert counted[0] == counted[1] > 0
