@@ -17,8 +17,8 @@ from rnn_ext.ops import Stack
 
 def _with_generator(input: Tensor, on_torch: Callable) -> Callable:
     """on_torch as if the generator had not been used since."""
-    if torch.compiler.is_compiling():
-        return on_torch
+    if torch.compiler.is_compiling() or (input.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return on_torch  # a generator has no state to be read then
     generator = torch.cuda if input.is_cuda else torch
     device = (input.device,) if input.is_cuda else ()
     state = generator.get_rng_state(*device)
@@ -76,7 +76,7 @@ class Recurrent(nn.RNNBase):
         return output, out[1] if self._STATES == 1 else tuple(out[1:])
 
     def _prepare(self, input: Tensor | PackedSequence, hx) -> Call:
-        """Checks the arguments of a call and brings them into the kernels' form; both as the layer takes them.
+        """Checks the arguments of a call, as the layer takes them, and brings them into the kernels' form.
 
         Raises what the class says, but for what only torch's operator can judge.
         """

@@ -54,6 +54,8 @@ class Cell(nn.RNNCellBase):
         stack = self._stack()
         if stack is None:
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        if input.is_nested:
+            return as_call(input, states, None, read_weights(self, _WEIGHTS), stack, UNCHECKED)
         if dim == 1:  # unbatched: a batch of one
             input = input.unsqueeze(0)
             states = None if states is None else [s.unsqueeze(0) for s in states]

@@ -31,7 +31,9 @@ def steps_of(x: Tensor, batch_sizes: Tensor | None, stack: Stack) -> int | None:
     steps = settings.checkpoint_steps()
     if steps is None or torch.compiler.is_compiling() or x.layout != torch.strided:  # the operator refuses the last
         return None
-    if x.dim() == 2 if batch_sizes is None else batch_sizes.dim() != 1:  # one step; what the operator refuses
+    one_step = batch_sizes is None and x.dim() == 2
+    refused = batch_sizes is not None and batch_sizes.dim() != 1  # by the operator
+    if one_step or refused:
         return None
     keeps_more = stack.tape() > 0 or (stack.num_layers > 1 and not stack.bidirectional)
     return steps if keeps_more and steps < len(x if batch_sizes is None else batch_sizes) else None

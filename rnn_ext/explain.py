@@ -38,7 +38,7 @@ class Explanation:
     Attributes:
         path: "kernel" for ours, "torch" for torch's own operator.
         reason: why this path, or why this plan.
-        plan: name of the kernels' plan, on the CPU one of eleven, such as "batch split" (README); None on path "torch".
+        plan: name of the kernels' plan, on the CPU such as "batch split" (README tells of them); None on path "torch".
         isa: instruction set of the kernels, or "cuda"; None on path "torch".
         threads: how many threads the call asks for; on path "torch" how many torch may take.
         product: how the kernels multiply, "fma", "amx" or "bf16" (`set_float32_product`); None on path "torch", and on

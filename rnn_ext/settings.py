@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import operator
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from rnn_ext._load import _C
 
@@ -17,8 +18,14 @@ _batch_invariant = False
 _checkpoint_steps: int | None = None
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
 class _Switch:
-    """A setting: from its construction on, inside a `with` block, or in calls of a function that it decorates."""
+    """A setting: from its construction on, inside a `with` block, or in calls of a function that it decorates.
+
+    An object serves for one of these, once. A generator or coroutine would run when its call is over: TypeError.
+    """
 
     def __init__(self, value: Any) -> None:
         self._value, self._before = value, self._set(value)
@@ -34,15 +41,17 @@ class _Switch:
     def __exit__(self, *exception: object) -> None:
         self._set(self._before)
 
-    def __call__(self, function: Callable) -> Callable:
+    def __call__(self, function: F) -> F:
         self._set(self._before)
+        if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
+            raise TypeError(f"{type(self).__name__}: expected a plain function, got {function!r}")
 
         @functools.wraps(function)
         def switched(*args, **kwargs):
             with type(self)(self._value):
                 return function(*args, **kwargs)
 
-        return switched
+        return cast(F, switched)
 
 
 def is_batch_invariant() -> bool:

@@ -177,6 +177,8 @@ class _LayerGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *v):
+        if all(t is None for t in v):
+            return (None,) * len(ctx.needs_input_grad)
         batch_sizes, _, _, *tensors = ctx.saved_tensors
         d_outputs, primals = tensors[:3], tensors[3:]
         wanted = [i for i, need in enumerate(ctx.needs_input_grad[8:]) if need]

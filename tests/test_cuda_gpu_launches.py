@@ -65,6 +65,21 @@ def test_a_cuda_graph_replays_forward_and_backward(layer):
 
 
 @each_layer
+def test_dropout_in_a_cuda_graph_draws_anew_at_every_replay(layer):
+    module, x = layer.make_ours(16, 64, 2, dropout=0.5, device="cuda"), torch.randn(12, 4, 16, device="cuda")
+    with torch.no_grad():
+        module(x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = module(x)[0]
+        found = []
+        for _ in range(2):
+            graph.replay()
+            found.append(y.clone())
+    assert not torch.equal(*found)
+
+
+@each_layer
 def test_a_packed_batch_in_a_cuda_graph(layer):
     module = layer.make_ours(16, 64, device="cuda")
     x = torch.nn.utils.rnn.pack_sequence([torch.randn(n, 16, device="cuda") for n in (9, 5, 2)])

@@ -137,3 +137,16 @@ def test_flops_are_those_of_the_products(layer, wanted):
             layer.total(module(x)).backward()
         counted.append(counter.get_total_flops())
     assert counted[0] == counted[1] > 0
+
+
+def test_a_setting_decorates_no_function_that_runs_after_its_call():
+    def generator():
+        yield
+
+    async def coroutine():
+        pass
+
+    for function in (generator, coroutine):
+        with pytest.raises(TypeError, match="batch_invariant: expected a plain function"):
+            rnn_ext.batch_invariant()(function)
+    assert not rnn_ext.is_batch_invariant()

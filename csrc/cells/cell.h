@@ -4,7 +4,7 @@
 // never name a cell. V is a pack of vectors on the CPU (of hidden units, or of sequences: by_sequence.h) and a scalar on
 // the GPU.
 //
-//   gates     weight rows per unit, in PyTorch's gate order
+//   gates     weight rows per unit, in PyTorch's gate order; at most kMostGates
 //   columns   pre-activations per unit: one a gate, and one more for each gate whose recurrent part stays apart
 //   hidden_column(g)  the column of gate g's recurrent part; that of its input part is g
 //   carry     what runs beside h from step to step: nothing; the cell state c, and dc in backward; or, in backward
@@ -14,8 +14,8 @@
 //   forward   a[columns], h_{t-1}, c (in: of t-1, out: of t)                  -> h_t, tape
 //   backward  tape, h_t, dh_t, carry (in: from step t+1, out: for step t-1)   -> da[columns]
 // where column g of a is W_ih x_t + b_ih plus, unless they stay apart, W_hh h_{t-1} + b_hh. Where h is projected, the
-// cell's h_t and dh_t are those before the projection, and it must not use h_{t-1} but through a. Only a cell that carries
-// `hidden` is given h_{t-1}. W_hh multiplies h_{t-1} as it is: what gates it, gates the product.
+// cell's h_t and dh_t are those before the projection, and it must not use h_{t-1} but through a. Only a cell that
+// carries `hidden` is given h_{t-1}. W_hh multiplies h_{t-1} as it is: what gates it, gates the product.
 // Both are constexpr, which is what lets nvcc call them on the GPU; fma, tanh, sigmoid, relu and relu_gradient are
 // found where V is defined.
 #pragma once
@@ -35,6 +35,8 @@ enum class CellKind : int {
 #undef RNN_EXT_NAME
       count
 };
+
+constexpr int kMostGates = 4;
 
 enum class Carry { none, cell, hidden };
 

@@ -135,10 +135,11 @@ void product(float* C, int64_t ldc, const SplitRows<PA>& A, int64_t M, const Til
   }
 }
 
-// See FmaProduct. bfloat16 states and weights are their own high parts, float16 ones are exactly two; gradients beside
-// them keep 16 bits.
 template <class S>
 constexpr int kAmxParts = kIsBfloat16<S> ? 1 : Half<S> ? 2 : 3;
+
+// See FmaProduct. bfloat16 states and weights are their own high parts, float16 ones are exactly two; gradients beside
+// them keep 16 bits.
 template <class S>
 struct AmxProduct : PartsProduct<kAmxParts<S>, kAmxParts<S> == 3 ? 3 : 2> {
   using Use = TileUse;

@@ -32,7 +32,7 @@ class BySequence<T, BackwardArgs> {
     h = w.take<T>(H * ld);
     dh = w.take<T>(H * kLane);
     carry = w.take<T>(H * kLane);
-    tape_t = w.take<T>(cell.tape * H * kLane);
+    tape = w.take<T>(cell.tape * H * kLane);
     dx = w.take<T>(widest * kLane);
     spare = w.take<T>(larger(widest, H) * kLane);
     da_sum = w.take<T>(round_up(C * H, kLane) * kLane);
@@ -134,7 +134,7 @@ class BySequence<T, BackwardArgs> {
       for (int64_t j = 0; j < H * kLane; ++j) dh[j] += spare[j];
     }
     if (cell.tape > 0)
-      load_columns(tape_t, kLane, layer.tape(static_cast<const T*>(args.tape), d, row, cell.tape), cell.tape * H, n,
+      load_columns(tape, kLane, layer.tape(static_cast<const T*>(args.tape), d, row, cell.tape), cell.tape * H, n,
                    cell.tape * H);
     (this->*cell.update)(n, at);
     if (args.gradients)
@@ -149,11 +149,11 @@ class BySequence<T, BackwardArgs> {
     in_groups<kTogether<Cell>>(H, [&](auto count, int64_t j) {
       constexpr int N = count.value;
       using V = Pack<T, N>;
-      V tape[Cell::tape + 1 /* never none */], da_t[C], dh_t = load_columns<T, N>(dh + j * kLane, kLane), carried{};
-      for (int i = 0; i < Cell::tape; ++i) tape[i] = load_columns<T, N>(tape_t + (i * H + j) * kLane, kLane);
+      V tape_t[Cell::tape + 1 /* never none */], da_t[C], dh_t = load_columns<T, N>(dh + j * kLane, kLane), carried{};
+      for (int i = 0; i < Cell::tape; ++i) tape_t[i] = load_columns<T, N>(tape + (i * H + j) * kLane, kLane);
       if (Cell::carry != Carry::none) carried = load_columns<T, N>(carry + j * kLane, kLane);
       if (Cell::carry == Carry::hidden) dh_t = dh_t + carried;
-      Cell::backward(tape, load_columns<T, N>(h + (at + 1) * kLane + j * ld, ld), dh_t, carried, da_t);
+      Cell::backward(tape_t, load_columns<T, N>(h + (at + 1) * kLane + j * ld, ld), dh_t, carried, da_t);
       if (Cell::carry != Carry::none) store_columns(carry + j * kLane, kLane, carried);
       for (int i = 0; i < C; ++i)
         for_vectors_of<N>([&](int v) {
@@ -234,7 +234,7 @@ class BySequence<T, BackwardArgs> {
   const Blocks<T, BackwardArgs> blocks;
   const int64_t H, steps, ld, partial_sums;  // ld: of a chunk's columns, one place more than it has steps
   T *da, *x, *h;                             // [C*H, ld], [I, ld], [H, ld]: of the steps of a chunk; h is that before each
-  T *dh, *carry, *tape_t, *dx, *spare;         // [H], [H], [tape*H], [I] and the larger of H and I, of a step
+  T *dh, *carry, *tape, *dx, *spare;         // [H], [H], [tape*H], [I] and the larger of H and I, of a step
   T* da_sum;                                 // [C*H]: over all steps
   T* dx_below[2];
   T* partial;  // [partial_sums, partial_size]

@@ -76,8 +76,8 @@ class BackwardWeights {
  private:
   // Rows of weights may be the right side of a product where they lie, whole panels of them at least.
   static bool whole_panels(int64_t columns) { return kStoredAsOperand<Product, S> && columns % Product::kWidth == 0; }
-  // As fast, since a panel serves many rows, unless narrow panels lie far apart; and packing it must not take more memory
-  // than the input's gradient does.
+  // As fast, since a panel serves many rows, unless narrow panels lie far apart; or packing it would take more memory than
+  // the input's gradient does.
   bool W_ih_serves_as_it_lies() const {
     return widest_input(args.shape) * int64_t(sizeof(S)) <= kLyingRowBytes || args.seq.R < cell.gates * H;
   }

@@ -40,7 +40,7 @@ class Forward {
 
   // With set `set` of the buffers; layers that run one after the other take the same.
   Forward(const ForwardArgs& args, const CellOf& cell, int64_t set = 0)
-      : args(args), cell(cell), G(cell.gates), C(cell.columns), has_state(cell.carry == Carry::cell), H(args.shape.H),
+      : args(args), cell(cell), G(cell.gates), C(cell.columns), has_c(cell.carry == Carry::cell), H(args.shape.H),
         P(args.shape.P), Hp(round_up(H, kLane)), by_layer(args.plan.split == Split::layer),
         workspace{static_cast<char*>(args.workspace), set, by_layer ? args.shape.L : 1},
         weights(args, cell, workspace, workers(), set) {
@@ -59,7 +59,7 @@ class Forward {
       z.a[0] = w.take<T>(Own<T>::size(chunk_rows, C, Hp, args.plan));
       z.a[1] = ahead ? w.take<T>(Own<T>::size(chunk_rows, C, Hp, args.plan)) : z.a[0];
       for (States& h : z.h) h = States::of(w.take<char>(States::bytes(args.seq.B, P)), P);
-      z.c = w.take<T>(has_state ? Own<T>::size(args.seq.B, 1, Hp, args.plan) : 0);
+      z.c = w.take<T>(has_c ? Own<T>::size(args.seq.B, 1, Hp, args.plan) : 0);
       z.out = Unrounded::of(w.take<char>(s.projected ? Unrounded::bytes(args.seq.B, H) : 0), H);
       z.projected = w.take<T>(s.projected ? args.seq.B * ldh : 0);
       z.input = w.take<char>(workers() * input_bytes);
@@ -210,7 +210,6 @@ class Forward {
                                        States h_next, const Part& sequences, int64_t rows, int64_t begin,
                                        int64_t end) const {
     constexpr int C = Cell::columns;
-    constexpr bool has_state = Cell::carry == Carry::cell;
     const bool projected = args.shape.projected, streams_y = this->streams_y, streams_tape = this->streams_tape;
     const int64_t H = this->H, ldy = layer.outputs();
     const int64_t ldt = (Cell::tape + projected) * H;
@@ -222,13 +221,13 @@ class Forward {
       using V = Pack<T, N>;
       V in[C], tape_t[Cell::tape + 1 /* never none */], h_before{}, c{};
       for (int i = 0; i < C; ++i) in[i] = load_pack(at, a.at + i * a.column, a.row);
-      if constexpr (has_state) c = load_pack(at, cells.at, cells.row);
+      if constexpr (Cell::carry == Carry::cell) c = load_pack(at, cells.at, cells.row);
       if constexpr (Cell::carry == Carry::hidden)
         h_before = pack_of<T, N>([&](int v) { return h.read(at.row(v), at.unit(v)); });
       const V out = Cell::forward(in, h_before, c, tape_t);
       for_vectors_of<N>([&](int v) {
         const int64_t b = at.row(v), j = at.unit(v), left = at.left(v);
-        if constexpr (has_state) store(cells.at + b * cells.row + j, c.v[v]);
+        if constexpr (Cell::carry == Carry::cell) store(cells.at + b * cells.row + j, c.v[v]);
         if (projected) {
           out_t.write(b, j, out.v[v]);
         } else {
@@ -277,7 +276,7 @@ class Forward {
       const S* h_0 = layer.h_0(d, b);
       h.write(b, j, h_0 ? load(h_0 + j, P - j) : Vec<T>{});
     });
-    if (has_state)
+    if (has_c)
       for_vectors(which, sequences, units, H, [&](int64_t b, int64_t j) {
         const S* c_0 = layer.state(static_cast<const S*>(args.c_0), d, b, H);
         store(cells.at + b * cells.row + j, c_0 ? load(c_0 + j, H - j) : Vec<T>{});
@@ -290,7 +289,7 @@ class Forward {
     for_vectors(which, sequences, units, P, [&](int64_t b, int64_t j) {
       store(layer.state(static_cast<S*>(args.h_n), d, b, P) + j, h.read(b, j), P - j);
     });
-    if (has_state)
+    if (has_c)
       for_vectors(which, sequences, units, H, [&](int64_t b, int64_t j) {
         store(layer.state(static_cast<S*>(args.c_n), d, b, H) + j, load(cells.at + b * cells.row + j), H - j);
       });
@@ -309,7 +308,7 @@ class Forward {
   const ForwardArgs& args;
   const CellOf& cell;
   const int G, C;  // gates and columns
-  const bool has_state;
+  const bool has_c;
   const int64_t H, P, Hp;
   const bool by_layer;  // one worker is on a layer, a chunk at a time
   Workspace workspace;

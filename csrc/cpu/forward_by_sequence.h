@@ -17,7 +17,7 @@ class BySequence<T, ForwardArgs> {
   }
 
   BySequence(const ForwardArgs& args, const CellOf& cell, int64_t worker)
-      : args(args), cell(cell), blocks{args}, H(args.shape.H), has_state(cell.carry == Carry::cell) {
+      : args(args), cell(cell), blocks{args}, H(args.shape.H), has_c(cell.carry == Carry::cell) {
     Workspace w{static_cast<char*>(args.workspace), worker, args.plan.threads};
     const int64_t widest = widest_input(args.shape) * kLane;
     x = w.take<T>(widest);
@@ -25,7 +25,7 @@ class BySequence<T, ForwardArgs> {
     a = w.take<T>(cell.columns * H * kLane);
     h = w.take<T>(H * kLane);
     c = w.take<T>(H * kLane);
-    tape_t = w.take<T>(args.tape ? cell.tape * H * kLane : 0);
+    tape = w.take<T>(args.tape ? cell.tape * H * kLane : 0);
     bias = w.take<T>(cell.columns * H);
     bytes = w.used;
   }
@@ -47,7 +47,7 @@ class BySequence<T, ForwardArgs> {
     const int64_t n = blocks.size(b), ldy = layer.outputs();
     const T* const below = layer.l > 0 ? output<T>(args, layer.l - 1) : nullptr;
     blocks.load_state(h, kLane, layer, args.h_0, d, b);
-    if (has_state) blocks.load_state(c, kLane, layer, args.c_0, d, b);
+    if (has_c) blocks.load_state(c, kLane, layer, args.c_0, d, b);
     for (int64_t s = 0; s < args.seq.T; ++s) {
       const int64_t t = args.seq.time(d, s), row = blocks.row(t, b);
       blocks.load_input(x, kLane, layer, below, t, b, spare);
@@ -55,10 +55,10 @@ class BySequence<T, ForwardArgs> {
       (this->*cell.update)();
       store_columns(output<T>(args, layer.l) + row * ldy + d * H, ldy, n, H, h);
       if (cell.tape > 0 && args.tape)
-        store_columns(layer.tape(static_cast<T*>(args.tape), d, row, cell.tape), cell.tape * H, n, cell.tape * H, tape_t);
+        store_columns(layer.tape(static_cast<T*>(args.tape), d, row, cell.tape), cell.tape * H, n, cell.tape * H, tape);
     }
     blocks.store_state(layer, args.h_n, d, b, h);
-    if (has_state) blocks.store_state(layer, args.c_n, d, b, c);
+    if (has_c) blocks.store_state(layer, args.c_n, d, b, c);
   }
 
   // a = W_ih x + b, and W_hh h added to it or, where it stays apart, in a column of its own.
@@ -91,13 +91,13 @@ class BySequence<T, ForwardArgs> {
     in_groups<kTogether<Cell>>(H, [&](auto count, int64_t j) {
       constexpr int N = count.value;
       using V = Pack<T, N>;
-      V in[C], tape[Cell::tape + 1 /* never none */], before = load_columns<T, N>(h + j * kLane, kLane), cell{};
+      V in[C], tape_t[Cell::tape + 1 /* never none */], before = load_columns<T, N>(h + j * kLane, kLane), c_t{};
       for (int i = 0; i < C; ++i) in[i] = load_columns<T, N>(a + (i * H + j) * kLane, kLane);
-      if (Cell::carry == Carry::cell) cell = load_columns<T, N>(c + j * kLane, kLane);
-      store_columns(h + j * kLane, kLane, Cell::forward(in, before, cell, tape));
-      if (Cell::carry == Carry::cell) store_columns(c + j * kLane, kLane, cell);
+      if (Cell::carry == Carry::cell) c_t = load_columns<T, N>(c + j * kLane, kLane);
+      store_columns(h + j * kLane, kLane, Cell::forward(in, before, c_t, tape_t));
+      if (Cell::carry == Carry::cell) store_columns(c + j * kLane, kLane, c_t);
       if (!args.tape) return;
-      for (int i = 0; i < Cell::tape; ++i) store_columns(tape_t + (i * H + j) * kLane, kLane, tape[i]);
+      for (int i = 0; i < Cell::tape; ++i) store_columns(tape + (i * H + j) * kLane, kLane, tape_t[i]);
     });
   }
 
@@ -105,7 +105,7 @@ class BySequence<T, ForwardArgs> {
   const CellOf& cell;
   const Blocks<T, ForwardArgs> blocks;
   const int64_t H;
-  const bool has_state;
-  T *x, *spare, *a, *h, *c, *tape_t, *bias;
+  const bool has_c;
+  T *x, *spare, *a, *h, *c, *tape, *bias;
   size_t bytes;
 };

@@ -11,16 +11,16 @@ struct KernelTable {
 };
 
 // Tiles do nothing for double: there the set amx has the kernels of avx512.
-#define RNN_EXT_TABLE(isa, isa_of_double)                                                 \
-  namespace isa {                                                                         \
-  const Kernel* kernels_of_float();                                                       \
-  const Kernel* kernels_of_double();                                                      \
-  const Kernel* kernels_of_bfloat16();                                                    \
-  const Kernel* kernels_of_float16();                                                     \
-  inline KernelTable table() {                                                            \
+#define RNN_EXT_TABLE(isa, isa_of_double)                                                   \
+  namespace isa {                                                                           \
+  const Kernel* kernels_of_float();                                                         \
+  const Kernel* kernels_of_double();                                                        \
+  const Kernel* kernels_of_bfloat16();                                                      \
+  const Kernel* kernels_of_float16();                                                       \
+  inline KernelTable table() {                                                              \
     return {{kernels_of_float(), isa_of_double::kernels_of_double(), kernels_of_bfloat16(), \
-             kernels_of_float16()}};                                                      \
-  }                                                                                       \
+             kernels_of_float16()}};                                                        \
+  }                                                                                         \
   }
 RNN_EXT_TABLE(isa_baseline, isa_baseline)
 RNN_EXT_TABLE(isa_avx2, isa_avx2)

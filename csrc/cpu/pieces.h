@@ -33,13 +33,13 @@ void pack_rows(const Weight<Product, S>& W, Range some) {
   pack_rows(W.packed(), [&](int64_t k, int64_t n, int64_t count) { return load(W.rows + k * W.N + n, count); }, some);
 }
 
-// C[M, columns] = or += A[M, K] B[K, N], where pack(piece, n) makes the piece of B that begins with column n.
-template <class Product, class Left, class Pack>
-void in_pieces(typename Product::T* C, int64_t ldc, const Left& A, int64_t M, int64_t K, Range columns, Into into,
-               char* buffer, Pack pack) {
+// C[M, columns] = or += A[M, K] B[K, N], where fill(piece, n) makes the piece of B that begins with column n.
+template <class Product, class Left, class Fill>
+void multiply_in_pieces(typename Product::T* C, int64_t ldc, const Left& A, int64_t M, int64_t K, Range columns, Into into,
+               char* buffer, Fill fill) {
   for (int64_t n = columns.begin; n < columns.end; n += Product::kWidth) {
     const auto piece = Product::Right::of(buffer, K, smaller(Product::kWidth, columns.end - n));
-    pack(piece, n);
+    fill(piece, n);
     product(C + n, ldc, A, M, piece, Range{0, piece.N}, into);
   }
 }
@@ -48,7 +48,7 @@ void in_pieces(typename Product::T* C, int64_t ldc, const Left& A, int64_t M, in
 template <class Left, class Product, class S>
 void product_in_pieces(Compute<S>* C, int64_t ldc, const Left& A, int64_t M, const Weight<Product, S>& W, Range units,
                        Into into, char* buffer) {
-  in_pieces<Product>(C, ldc, A, M, W.K, units, into, buffer, [&](const auto& piece, int64_t n) {
+  multiply_in_pieces<Product>(C, ldc, A, M, W.K, units, into, buffer, [&](const auto& piece, int64_t n) {
     pack_transposed(piece, W.rows + n * W.K, W.K, Range{0, piece.N});
   });
 }
@@ -64,7 +64,7 @@ void product_of_rows_in_pieces(Compute<S>* C, int64_t ldc, const Left& A, int64_
       columns.begin = whole;
     }
   }
-  in_pieces<Product>(C, ldc, A, M, W.K, columns, into, buffer, [&](const auto& piece, int64_t n) {
+  multiply_in_pieces<Product>(C, ldc, A, M, W.K, columns, into, buffer, [&](const auto& piece, int64_t n) {
     const auto row = [&](int64_t k, int64_t m, int64_t count) { return load(W.rows + k * W.N + n + m, count); };
     pack_rows(piece, row, Range{0, piece.N});
   });

@@ -104,7 +104,7 @@ void run_wavefront(const BackwardArgs& args, const typename Pass::CellOf& cell, 
   }
 }
 
-// Pass is Forward or Backward, Args what it takes.
+// Pass is Forward or Backward, Args what it takes. Never inlined: it is there once for all cells.
 template <class Pass, class Args>
 __attribute__((noinline)) void run_stack(const Args& args, const typename Pass::CellOf& cell, const Team& team) {
   [[maybe_unused]] const typename Pass::Use use;

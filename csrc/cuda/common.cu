@@ -15,9 +15,10 @@ RNN_EXT_KERNEL(kThreads) write_tables(RNN_EXT_PARAM SequenceTables p) {
 
 const char* use_device(int device, DeviceLimits& limits) {
   limits.threads = kThreads;
-  limits.has_code = has_code(write_tables);
-  return read_limits(device, &limits.multiprocessors, &limits.shared_bytes, &limits.cluster_blocks,
-                     &limits.workspace_bytes);
+  const char* error = read_limits(device, &limits.multiprocessors, &limits.shared_bytes, &limits.cluster_blocks,
+                                  &limits.workspace_bytes);
+  if (error == nullptr) limits.has_code = has_code(write_tables);
+  return error;
 }
 
 const char* set_to_zero(void* memory, size_t bytes, void* stream) { return clear(memory, bytes, stream); }

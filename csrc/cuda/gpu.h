@@ -143,11 +143,13 @@ inline const char* clear(void* memory, size_t bytes, void* stream) {
   return text_of(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)));
 }
 
-// Whether the library has a kernel's code for the current device.
+// Whether the library has a kernel's code for the current device. What else goes wrong is the launch's to tell.
 template <class Args>
 bool has_code(void (*kernel)(Args)) {
   cudaFuncAttributes attributes;
-  return text_of(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel))) == nullptr;
+  const cudaError_t code = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel));
+  (void)text_of(code);
+  return code != cudaErrorNoKernelImageForDevice && code != cudaErrorInvalidDeviceFunction;
 }
 
 // How a kernel is launched.

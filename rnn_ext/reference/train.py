@@ -49,7 +49,7 @@ def cross_entropy(scores: np.ndarray, target: np.ndarray) -> tuple[float, np.nda
     C. Bishop, "Pattern Recognition and Machine Learning" (2006), section 4.3.4, divided by N.
     Raises ValueError for a class that there is not.
     """
-    N = len(target)
+    N, target = len(target), np.asarray(target)
     if ((target < 0) | (target >= scores.shape[-1])).any():
         raise ValueError(f"target: expected classes in 0..{scores.shape[-1] - 1}, got {target.min()}..{target.max()}")
     shifted = scores - scores.max(-1, keepdims=True)
