@@ -13,7 +13,6 @@ against. `python -m rnn_ext` prints versions and checks that they compute right 
 
 from importlib.metadata import PackageNotFoundError, version
 
-from rnn_ext import flops as flops
 from rnn_ext import reference
 from rnn_ext._load import _C as _C
 from rnn_ext.accelerate import Replacements, accelerate, restore

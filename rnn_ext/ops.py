@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rnn_ext import flops as flops  # registers what torch counts of the operators
 from rnn_ext import settings
 from rnn_ext._load import _C as _C  # registers the operators
 
