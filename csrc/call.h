@@ -103,15 +103,18 @@ inline Tensor empty(const Sizes& sizes, ScalarType dtype, const Tensor& like) {
   return result;
 }
 
-// Its storage may have been given back. Torch's operators crash on some such tensors: so this is no refusal.
-inline void check_memory(const Tensor& t) {
-  STD_TORCH_CHECK(t.const_data_ptr() != nullptr || t.numel() == 0,
+// Where its numbers are. Its storage may have been given back: torch's operators crash on some such tensors, so that this
+// is no refusal.
+inline const void* memory_of(const Tensor& t) {
+  const void* memory = t.const_data_ptr();
+  STD_TORCH_CHECK(memory != nullptr || t.numel() == 0,
                   "The tensor has a non-zero number of elements, but its data is not allocated.");
+  return memory;
 }
 
 inline Tensor dense(const Tensor& t) {
-  check_memory(t);
   if (t.is_contiguous()) return t;
+  (void)memory_of(t);
   Tensor copy = empty(Sizes(t), t.scalar_type(), t);
   torch::stable::copy_(copy, t);
   return copy;
@@ -166,7 +169,7 @@ struct Call {
         const Tensor& w = params[i * per_pair + j];
         check_shape(w, sizes, x, sizes.count == 2 ? "weight" : "bias");
         weights.push_back(dense(w));
-        return weights.back().const_data_ptr();
+        return memory_of(weights.back());
       };
       LayerWeights w;
       w.W_ih = weight(0, {gate_rows, inputs});
@@ -185,7 +188,7 @@ struct Call {
                           same_device(mask, x),
                       "rnn_ext: dropout mask has the wrong shape, dtype or device");
       masks.push_back(dense(mask));
-      mask_pointers.push_back(masks.back().const_data_ptr());
+      mask_pointers.push_back(memory_of(masks.back()));
     }
   }
 
@@ -206,10 +209,10 @@ struct Call {
     CallArgs a;
     a.seq = seq;
     a.shape = shape;
-    a.x = x.const_data_ptr();
+    a.x = memory_of(x);
     a.x_step = x_step;
     a.x_row = x_row;
-    a.h_0 = h_0 ? h_0->const_data_ptr() : nullptr;
+    a.h_0 = h_0 ? memory_of(*h_0) : nullptr;
     a.weights = layer_weights.data();
     a.masks = masks.empty() ? nullptr : mask_pointers.data();
     return a;
@@ -222,7 +225,6 @@ struct Call {
 
   // Padded [T, B, I], one step [B, I], or packed [R, I] with batch_sizes [T].
   void find_rows(const Maybe& batch_sizes) {
-    check_memory(x);
     STD_TORCH_CHECK(single || x.dim() == (batch_sizes ? 2 : 3), "rnn_ext: input has the wrong number of dimensions");
     if (x.size(-1) > 1 && x.stride(-1) != 1) x = dense(x);
     if (!batch_sizes) {
@@ -236,7 +238,7 @@ struct Call {
       STD_TORCH_CHECK(n.is_cpu() && n.scalar_type() == ScalarType::Long && n.dim() == 1 && n.is_contiguous() &&
                           n.numel() > 0,
                       "rnn_ext: batch_sizes must be a contiguous int64 CPU tensor of one dimension");
-      seq.batch_sizes = n.const_data_ptr<int64_t>();
+      seq.batch_sizes = static_cast<const int64_t*>(memory_of(n));
       seq.T = n.numel();
       seq.B = seq.batch_sizes[0];
       first_rows.reserve(seq.T + 1);

@@ -23,7 +23,7 @@ Tensors forward_on(const Device& device, Tensor x, Maybe h_0, Maybe c_0, Tensors
   const Call call(x, h_0, c_0, weights, batch_sizes, masks.value_or(Tensors{}), mode, num_layers, bidirectional);
   const Shape& s = call.shape;
   ForwardArgs args{call.args()};
-  args.c_0 = call.c_0 ? call.c_0->const_data_ptr() : nullptr;
+  args.c_0 = call.c_0 ? memory_of(*call.c_0) : nullptr;
   Tensors out;
   out.reserve(5);
   const auto output = [&](const Sizes& sizes) {
@@ -72,8 +72,7 @@ Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, Ma
     STD_TORCH_CHECK(t.numel() == elements && t.scalar_type() == x.scalar_type() && t.is_contiguous() &&
                         same_device(t, x),
                     "rnn_ext: y and saved must be what forward returned");
-    check_memory(t);
-    return t.const_data_ptr();
+    return memory_of(t);
   };
   STD_TORCH_CHECK(saved.size() == size_t(s.L > 1) + size_t(tape > 0), "rnn_ext: saved must be what forward returned");
   args.y = kept(y, call.seq.R * outputs);
@@ -84,15 +83,15 @@ Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, Ma
     STD_TORCH_CHECK(dy->numel() == y.numel() && dy->scalar_type() == x.scalar_type() && same_device(*dy, x),
                     "rnn_ext: dy must be like y");
     dy_rows = dense(*dy);
-    args.dy = dy_rows.const_data_ptr();
+    args.dy = memory_of(dy_rows);
   }
   if (dh_n) {
     dh_n_rows = call.state(*dh_n, call.h_sizes(), "dh_n");
-    args.dh_n = dh_n_rows.const_data_ptr();
+    args.dh_n = memory_of(dh_n_rows);
   }
   if (dc_n) {
     dc_n_rows = call.state(*dc_n, call.c_sizes(), "dc_n");
-    args.dc_n = dc_n_rows.const_data_ptr();
+    args.dc_n = memory_of(dc_n_rows);
   }
   Tensors gradients;
   gradients.reserve(3 + weights.size());

@@ -66,7 +66,7 @@ class Recurrent(nn.RNNBase):
             if type(input) is not Tensor or input.dim() != 3:
                 return None
             x = input.transpose(0, 1)
-        if self._drops():
+        if self.dropout != 0 and self._drops():
             return None
         stack = self.mode, self.num_layers, self.bidirectional
         out = at_once(self, x, hx, 3, self._flat_weights_names, stack, self.proj_size or self.hidden_size)

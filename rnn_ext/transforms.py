@@ -17,7 +17,9 @@ import functools
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from rnn_ext import batching, ops
 from rnn_ext.ops import Stack
@@ -68,7 +70,8 @@ def gradients_of_call(wanted, by_kernels, d_outputs, x, h_0, c_0, weights, batch
         by_kernels: by_kernels(needs) gives those of `gradients` where nobody differentiates or batches them.
         d_outputs, x, ...: as for `gradients`.
     """
-    if all(d is None for d in d_outputs):
+    dy, dh_n, dc_n = d_outputs
+    if dy is None and dh_n is None and dc_n is None:
         return [None] * len(wanted)
     needs = (*wanted[:3], any(wanted[3 + len(masks) :]))
     args = d_outputs, x, h_0, c_0, weights, batch_sizes, masks, stack, needs
@@ -78,8 +81,10 @@ def gradients_of_call(wanted, by_kernels, d_outputs, x, h_0, c_0, weights, batch
         or forward_ad._current_level >= 0  # dy may have a tangent
     ):
         found = gradients(*args)
-    elif not torch.compiler.is_compiling() and any(
-        d is not None and torch._C._functorch.is_legacy_batchedtensor(d) for d in d_outputs
+    elif not is_compiling() and (  # written out, as this is called for every small layer
+        (dy is not None and is_legacy_batchedtensor(dy))
+        or (dh_n is not None and is_legacy_batchedtensor(dh_n))
+        or (dc_n is not None and is_legacy_batchedtensor(dc_n))
     ):
         found = _in_older_vmap(*args)
     else:
@@ -95,7 +100,7 @@ def _in_older_vmap(d_outputs, *args):
     """The gradients where torch.autograd.grad(is_grads_batched=True) has batched d_outputs, which no operator takes."""
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
-    batched = [d is not None and torch._C._functorch.is_legacy_batchedtensor(d) for d in d_outputs]
+    batched = [d is not None and is_legacy_batchedtensor(d) for d in d_outputs]
     values = [torch._remove_batch_dim(d, level, 1, 0) if b else d for d, b in zip(d_outputs, batched, strict=True)]
     in_dims = tuple(0 if b else None for b in batched)
     results = torch.func.vmap(lambda *d: gradients(d, *args), in_dims)(*values)
