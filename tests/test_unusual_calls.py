@@ -20,10 +20,10 @@ def give_back(tensor: torch.Tensor) -> None:
     tensor.untyped_storage().resize_(0)
 
 
-@promise("Forward", "torch's errors for bad input, states and weights")
 @each_module
 @pytest.mark.parametrize("grad_mode", [torch.enable_grad, torch.no_grad])
 def test_a_tensor_without_memory_raises(layer, grad_mode):
+    """No promise of the contract's: torch's own LSTM takes the process down."""
     weights = [name for name, _ in layer.make_ours(4, 3).named_parameters()]
     for freed in ("x", *layer.states, *weights):
         module, x = layer.make_ours(4, 3), layer.random_input(4)

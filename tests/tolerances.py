@@ -1,4 +1,4 @@
-"""The one table of tolerances, for what was computed; where a test has another bound, it says why."""
+"""The one table of tolerances. What layers compute goes through it, but in test_contract_processes' own processes."""
 
 from __future__ import annotations
 
