@@ -1,9 +1,12 @@
 // The Python module rnn_ext._C: how the binary was built and what it runs with. Loading it registers the operators
 // (ops.cpp), which Python then reaches through torch.ops.rnn_ext.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <numeric>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "build_info.h"
 #include "cpu/peaks.h"
@@ -70,14 +73,19 @@ void choose_float32_product(const std::string& name) {
   throw std::invalid_argument("rnn_ext: float32 product must be one of auto, fma, amx, got " + name);
 }
 
-py::tuple plan(const std::string& mode, int64_t T, int64_t B, int64_t R, int64_t I, int64_t H, int64_t proj_size,
-               int64_t L, int64_t D, const std::string& dtype, int threads, bool batch_invariant, bool frozen, bool packed) {
+py::tuple plan(const std::string& mode, int64_t T, int64_t B, const std::vector<int64_t>& batch_sizes, int64_t I, int64_t H,
+               int64_t proj_size, int64_t L, int64_t D, const std::string& dtype, int threads, bool batch_invariant,
+               bool frozen) {
   const int cell = checked_cell(mode);
   Sequences seq;
   seq.T = T;
   seq.B = B;
-  seq.R = R;
-  if (packed) seq.batch_sizes = &B;  // a plan asks no more than whether there are any
+  seq.R = T * B;
+  if (!batch_sizes.empty()) {
+    seq.T = int64_t(batch_sizes.size());
+    seq.R = std::accumulate(batch_sizes.begin(), batch_sizes.end(), int64_t(0));
+    seq.batch_sizes = batch_sizes.data();
+  }
   const Shape shape{I, H, proj_size > 0 ? proj_size : H, L, D, true, proj_size > 0};
   const Plan p = make_plan(seq, shape, cell_facts[cell].gates, checked_dtype(dtype), threads, batch_invariant, frozen);
   return py::make_tuple(name(p), p.threads, name(p.multiply));
@@ -102,11 +110,12 @@ PYBIND11_MODULE(_C, m) {
   py::dict cells;
   for (const NamedCell& facts : cell_facts) cells[facts.mode] = py::make_tuple(facts.gates, facts.states, facts.tape);
   m.attr("cells") = cells;  // by mode: weight rows per hidden unit, states, numbers per unit that backward needs
-  m.def("plan", &plan, py::arg("mode"), py::arg("T"), py::arg("B"), py::arg("rows"), py::arg("I"), py::arg("H"),
-        py::arg("proj_size"), py::arg("L"), py::arg("D"), py::arg("dtype"), py::arg("threads"), py::arg("batch_invariant"),
-        py::arg("frozen"), py::arg("packed"),
-        "(name, threads, product) of the plan that a call of this shape takes; dtype is float32, float64, bfloat16 or "
-        "float16, proj_size 0 without a projection. Raises ValueError for an unknown mode or dtype.");
+  m.def("plan", &plan, py::arg("mode"), py::arg("T"), py::arg("B"), py::arg("batch_sizes"), py::arg("I"),
+        py::arg("H"), py::arg("proj_size"), py::arg("L"), py::arg("D"), py::arg("dtype"), py::arg("threads"),
+        py::arg("batch_invariant"), py::arg("frozen"),
+        "(name, threads, product) of the plan that a call of this shape takes; batch_sizes is empty unless it is packed, "
+        "dtype is float32, float64, bfloat16 or float16, proj_size 0 without a projection. Raises ValueError for an unknown "
+        "mode or dtype.");
   m.def("set_float32_product", &choose_float32_product, py::arg("product"), "See rnn_ext.set_float32_product.");
   m.def("float32_product", [] { return float32_products[int(float32_product())]; }, "What set_float32_product has set.");
   m.def("fma_peak", &checked_rate<fma_peak>, py::arg("seconds"), py::arg("threads"),

@@ -99,18 +99,17 @@ def explain(
     threads = torch.get_num_threads()
     if call.reason is not None:
         return Explanation("torch", call.reason, None, None, threads, None)
-    if call.batch_sizes is None:
-        steps, batch = (1, *call.input.shape[:-1]) if isinstance(module, Cell) else call.input.shape[:2]
-        rows = steps * batch
+    batch_sizes = [] if call.batch_sizes is None else call.batch_sizes.tolist()
+    if batch_sizes:
+        steps, batch = len(batch_sizes), batch_sizes[0]
     else:
-        steps, batch, rows = len(call.batch_sizes), int(call.batch_sizes[0]), call.input.shape[0]
+        steps, batch = (1, *call.input.shape[:-1]) if isinstance(module, Cell) else call.input.shape[:2]
     layers, directions = call.stack.num_layers, call.stack.directions
     checkpoint_steps = None
     if _asks_for_gradient(call):
         checkpoint_steps = checkpoint.steps_of(call.input, call.batch_sizes, call.stack)
     if checkpoint_steps is not None:
         steps = -(-steps // checkpoint.count_of(steps, checkpoint_steps))
-        rows = steps * batch if call.batch_sizes is None else int(call.batch_sizes[:steps].sum())
         layers, directions = 1 if directions == 2 else layers, 1
     if call.input.is_cuda:
         projection = getattr(module, "proj_size", 0)
@@ -129,7 +128,7 @@ def explain(
         call.stack.mode,
         steps,
         batch,
-        rows,
+        batch_sizes[:steps],
         module.input_size,
         module.hidden_size,
         getattr(module, "proj_size", 0),
@@ -139,7 +138,6 @@ def explain(
         threads,
         settings.is_batch_invariant(),
         frozen,
-        call.batch_sizes is not None,
     )
     frozen = frozen and plan not in ("unpacked", "by sequence")
     reason = "torch runs on one thread" if plan == "serial" and threads == 1 else _PLANS[plan]

@@ -47,6 +47,12 @@ class Batch:
         self.dy = torch.randn(time, batch, directions * layer.output_size(hidden_size), dtype=dtype)
         self.dstates = [torch.randn(shape, dtype=dtype) for shape in shapes]
 
+    def plan(self, which=slice(None)) -> str:
+        x = self.x[:, which]
+        if self.lengths is not None:
+            x = pack_padded_sequence(x, self.lengths[which], enforce_sorted=False)
+        return rnn_ext.explain(self.module, x).plan
+
     def run(self, which=slice(None)) -> dict[str, torch.Tensor]:
         """Outputs, gradients of the chosen sequences, and gradients of the weights."""
         x = self.x[:, which].clone().requires_grad_()
@@ -162,42 +168,47 @@ def test_nothing_packed_depends_on_the_number_of_threads(layer, dtype):
 # Small layers on many sequences, where a vector holds one unit of a block of them: blocks not full, more blocks
 # than partial sums of the gradients of the weights, more steps than these are taken from at once.
 BLOCKS = [(301, 5, 3, 5), (37, 40, 6, 9), (21, 33, 1, 5)]
-each_block_shape = pytest.mark.parametrize("shape", BLOCKS, ids=str)
-each_unprojected = pytest.mark.parametrize("layer", [layer for layer in LAYERS if not layer.projected], ids=str)
-each_own_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+each_way_to_block = each_meeting(
+    3,
+    layer=[layer for layer in LAYERS if not layer.projected],
+    dtype=[torch.float32, torch.float64],
+    shape=BLOCKS,
+    options=STACKS,
+    packed={"padded": False, "packed": True},
+)
+
+
+def blocks(layer: Layer, shape, dtype, packed: bool, **options) -> Batch:
+    """Of a packed batch some sequences of each block end early, a few with the first step."""
+    batch, time, *_ = shape
+    lengths = torch.tensor([1 if b % 11 == 5 else time - b * 5 % 7 % time for b in range(batch)]) if packed else None
+    return Batch(layer, shape, dtype, lengths, **options)
 
 
 @pytest.mark.sanitize
-@each_unprojected
-@each_own_dtype
-@each_block_shape
-@each_stack
-def test_blocks_of_sequences_give_the_same_bits_on_any_number_of_threads(layer, dtype, shape, options):
-    batch, results = Batch(layer, shape, dtype, **options), []
+@each_way_to_block
+def test_blocks_of_sequences_give_the_same_bits_on_any_number_of_threads(layer, dtype, shape, options, packed):
+    batch, results = blocks(layer, shape, dtype, packed, **options), []
     for threads in (1, 2, 3, 5):
         torch.set_num_threads(threads)
         if rnn_ext._C.float32_product() != "amx":
-            assert rnn_ext.explain(batch.module, batch.x).plan == "by sequence"
+            assert batch.plan() == "by sequence"
         results.append(batch.run())
     for result in results[1:]:
         assert_bitwise_equal(result, results[0])
 
 
-@each_unprojected
-@each_own_dtype
-@each_block_shape
-@each_stack
-def test_blocks_of_sequences_give_the_bits_of_vectors_of_units(layer, dtype, shape, options):
-    """A packed batch has vectors of units. Only gradients of weights are summed in another order."""
-    batch = Batch(layer, shape, dtype, **options)
-    by_sequence = batch.run()
-    batch.lengths = torch.full(shape[:1], shape[1])
-    by_unit = batch.run()
-    for name, expected in by_unit.items():
-        if name.startswith(("dweight", "dbias")):
-            assert_close(by_sequence[name], expected, scale=expected.abs().max().item())
-        else:
-            assert torch.equal(by_sequence[name], expected), name
+@each_way_to_block
+def test_blocks_of_sequences_give_the_bits_of_vectors_of_units(layer, dtype, shape, options, packed):
+    """A sequence alone has vectors of units. Only gradients of weights are summed in another order."""
+    batch = blocks(layer, shape, dtype, packed, **options)
+    with rnn_ext.batch_invariant():
+        assert "by sequence" not in {batch.plan([b]) for b in range(shape[0])}
+        assert_each_part_alone_is_its_part_of_the_whole(batch)
+        whole, alone = batch.run(), [batch.run([b]) for b in range(shape[0])]
+    for name in [name for name in whole if name.startswith(("dweight", "dbias"))]:
+        expected = sum(part[name] for part in alone)
+        assert_close(whole[name], expected, scale=expected.abs().max().item())
 
 
 # Few sequences, whose hidden units are split among the threads: evenly or not, and inside of a product's panel.

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
+import rnn_ext
 from tests.subject import HALVES, each_layer, named_outputs
 from tests.tolerances import assert_close
 
@@ -68,6 +69,37 @@ def test_what_is_not_finite_comes_out_where_torchs_does(layer, poison, where):
     for name, tensor in expected.items():
         assert torch.equal(actual[name].isnan(), tensor.isnan()), name
         assert_close(actual[name].nan_to_num(), tensor.nan_to_num())
+
+
+@pytest.mark.sanitize
+@each_layer
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize("hidden_size", [5, 19])
+def test_weights_that_are_not_finite_do_to_a_packed_batch_what_they_do_to_each_sequence(layer, poison, hidden_size):
+    module = layer.make_ours(3, hidden_size, bidirectional=True)
+    with torch.no_grad():
+        module.weight_hh_l0[0, 0] = module.weight_hh_l0_reverse[1, 0] = poison
+    sequences = [torch.randn(1 + b % 6, 3, requires_grad=True) for b in range(21)]
+
+    def outputs_and_gradients(which):
+        y, h_n = module(pack_sequence([sequences[b] for b in which], enforce_sorted=False))
+        outputs = named_outputs((pad_packed_sequence(y)[0], h_n))
+        total = sum(output.nan_to_num().sum() for output in outputs.values()) + outputs["y"].sum()
+        return outputs, torch.autograd.grad(total, [sequences[b] for b in which])
+
+    with rnn_ext.batch_invariant():
+        outputs, gradients = outputs_and_gradients(range(21))
+        for b in range(21):
+            alone, [gradient] = outputs_and_gradients([b])
+            for name, output in alone.items():
+                assert_same_bits(outputs[name][: output.shape[0], b], output[:, 0])
+            assert_same_bits(gradients[b], gradient)
+
+
+def assert_same_bits(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    """Where both are NaN they are equal."""
+    assert torch.equal(actual.isnan(), expected.isnan())
+    assert torch.equal(actual.nan_to_num(), expected.nan_to_num())
 
 
 @pytest.mark.sanitize

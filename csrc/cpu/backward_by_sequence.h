@@ -45,12 +45,13 @@ class BySequence<T, BackwardArgs> {
   size_t workspace_bytes() const { return bytes; }
 
   void run(const Team& team) {
-    const Range mine = team.part(partial_sums);
+    const Part mine = blocks.part(team, partial_sums);
     for (int64_t l = args.shape.L - 1; l >= 0; --l)
       for (int64_t d = 0; d < args.shape.D; ++d) {
         const L layer{args, l};
-        for (int64_t i = mine.begin; i < mine.end; ++i) {
-          const int64_t first = blocks.count() * i / partial_sums, end = blocks.count() * (i + 1) / partial_sums;
+        for (int64_t m = 0; m < mine.count(mine.end); ++m) {
+          const int64_t i = mine[m], first = blocks.count() * i / partial_sums;
+          const int64_t end = blocks.count() * (i + 1) / partial_sums;
           if (args.gradients) sum = Partial(partial + i * partial_size, G * H, layer.inputs(), H);
           for (int64_t j = 0; j < C * H * kLane; ++j) da_sum[j] = 0;
           for (int64_t block = first; block < end; ++block) run_block(layer, d, block * kLane, block == first);
@@ -75,37 +76,41 @@ class BySequence<T, BackwardArgs> {
   T* dx_of(int64_t l) const { return l == 0 ? static_cast<T*>(args.dx) : dx_below[l % 2]; }
 
   void run_block(const L& layer, int64_t d, int64_t b, bool first_block) {
-    const Chunks chunks{args.seq.T, steps};
-    blocks.load_state(carry, kLane, layer, args.dc_n, d, b);
+    const Range all = blocks.steps(d, b);
+    const Chunks chunks{all.size(), steps};
+    blocks.load_state(carry, kLane, layer, args.dc_n, d, b, blocks.size(b));
     for (int64_t i = chunks.count() - 1; i >= 0; --i) {
       const Chunk chunk = chunks[i];
-      load_h(layer, d, chunk.end, b, chunk.size());
-      for (int64_t s = chunk.end - 1; s >= chunk.begin; --s) {
-        const int64_t at = s - chunk.begin;
+      load_h(layer, d, all.begin + chunk.end, b, chunk.size());
+      for (int64_t at = chunk.size() - 1; at >= 0; --at) {
+        const int64_t s = all.begin + chunk.begin + at;
         load_h(layer, d, s, b, at);
         step(layer, d, s, b, at, da + (at + 1 < chunk.size() ? at + 1 : 0) * kLane);
       }
-      if (args.gradients) weight_gradients(layer, chunk.size(), first_block && chunk.end == args.seq.T);
+      if (args.gradients) weight_gradients(layer, chunk.size(), first_block && i == chunks.count() - 1);
     }
     if (args.dh_0) {
-      recurrent_gradient(layer, d, da, nullptr);
-      if (cell.carry == Carry::hidden)
-        for (int64_t j = 0; j < H * kLane; ++j) dh[j] += carry[j];
-      blocks.store_state(layer, args.dh_0, d, b, dh);
+      recurrent_gradient(layer, d, da, nullptr, dh, kLane);
+      store_dh_0(layer, d, b, blocks.size(d, all.begin, b));
     }
-    if (cell.carry == Carry::cell && args.dc_0) blocks.store_state(layer, args.dc_0, d, b, carry);
+    if (cell.carry == Carry::cell && args.dc_0) blocks.store_state(layer, args.dc_0, d, b, blocks.size(b), carry);
   }
 
-  // The state before step s, as that of place `at` of the chunk.
+  // The state before step s, as that of place `at` of the chunk: where a sequence takes part in the step before it, what
+  // that left behind, and where it begins here, the initial one.
   void load_h(const L& layer, int64_t d, int64_t s, int64_t b, int64_t at) {
-    if (s == 0) return blocks.load_state(h + at * kLane, ld, layer, args.h_0, d, b);
+    const int64_t before = blocks.size(d, s - 1, b), now = blocks.size(d, s, b);
+    if (now > before) blocks.load_state(h + at * kLane, ld, layer, args.h_0, d, b, now);
+    if (before == 0) return;
     const int64_t ldy = layer.outputs();
-    const T* y = output<T>(args, layer.l) + blocks.row(args.seq.time(d, s - 1), b) * ldy + d * H;
-    load_columns(h + at * kLane, ld, y, ldy, blocks.size(b), H);
+    const T* y = output<T>(args, layer.l) + blocks.row(d, s - 1, b) * ldy + d * H;
+    if (now <= before) return load_columns(h + at * kLane, ld, y, ldy, before, H);
+    load_columns(spare, kLane, y, ldy, before, H);
+    for (int64_t j = 0; j < H; ++j) store(h + j * ld + at * kLane, load(spare + j * kLane), before);
   }
 
-  // dh = from + W_hh^T da.
-  void recurrent_gradient(const L& layer, int64_t d, const T* da, const T* from) {
+  // to = from + W_hh^T da, in the first n lanes.
+  void recurrent_gradient(const L& layer, int64_t d, const T* da, const T* from, T* to, int64_t n) const {
     const T* const W_hh = static_cast<const T*>(layer.weights(d).W_hh);
     in_groups<kSums>(H, [&](auto count, int64_t j) {
       constexpr int M = count.value;
@@ -115,30 +120,40 @@ class BySequence<T, BackwardArgs> {
       Pack<T, M> sum = of_gate(0);
       if (from) sum = load_columns<T, M>(from + j * kLane, kLane) + sum;
       for (int g = 1; g < G; ++g) sum = sum + of_gate(g);
-      store_columns(dh + j * kLane, kLane, sum);
+      store_columns(to + j * kLane, kLane, sum, n);
     });
+  }
+
+  // dh as the gradient of the initial states of the first n sequences of a block.
+  void store_dh_0(const L& layer, int64_t d, int64_t b, int64_t n) const {
+    for (int64_t j = 0; j < H * kLane; ++j) spare[j] = cell.carry == Carry::hidden ? dh[j] + carry[j] : dh[j];
+    blocks.store_state(layer, args.dh_0, d, b, n, spare);
   }
 
   // Step s, at its place in the chunk; da_next is that of the step after it.
   void step(const L& layer, int64_t d, int64_t s, int64_t b, int64_t at, const T* da_next) {
-    const int64_t n = blocks.size(b), t = args.seq.time(d, s), row = blocks.row(t, b), ldy = layer.outputs();
+    const int64_t n = blocks.size(d, s, b), after = blocks.size(d, s + 1, b);  // sequences at this step, and the next one
+    const int64_t row = blocks.row(d, s, b), ldy = layer.outputs();
     const bool last_layer = layer.l == args.shape.L - 1;
     const T* dy = last_layer ? static_cast<const T*>(args.dy) : dx_of(layer.l + 1);
     load_columns(dh, kLane, dy ? dy + row * ldy + d * H : nullptr, ldy, dy ? n : 0, H);
     const T* mask = last_layer ? nullptr : L{args, layer.l + 1}.mask();
     if (mask) blocks.mask(dh, kLane, mask + row * ldy + d * H, ldy, n, H, spare);
-    if (s + 1 < args.seq.T) {
-      recurrent_gradient(layer, d, da_next, dh);
-    } else if (args.dh_n) {
-      blocks.load_state(spare, kLane, layer, args.dh_n, d, b);
-      for (int64_t j = 0; j < H * kLane; ++j) dh[j] += spare[j];
+    if (n > after && args.dh_n) {  // of those that end here
+      blocks.load_state(spare, kLane, layer, args.dh_n, d, b, n);
+      for (int64_t j = 0; j < H * kLane; ++j) spare[j] += dh[j];
+      if (after > 0) recurrent_gradient(layer, d, da_next, dh, spare, after);
+      for (int64_t j = 0; j < H * kLane; ++j) dh[j] = spare[j];
+    } else if (after > 0) {
+      recurrent_gradient(layer, d, da_next, dh, dh, n > after ? after : kLane);
+      if (n < after && args.dh_0) store_dh_0(layer, d, b, after);  // final for those that began with the next step
     }
     if (cell.tape > 0)
       load_columns(tape, kLane, layer.tape(static_cast<const T*>(args.tape), d, row, cell.tape), cell.tape * H, n,
                    cell.tape * H);
     (this->*cell.update)(n, at);
     if (args.gradients)
-      blocks.load_input(x + at * kLane, ld, layer, layer.l > 0 ? output<T>(args, layer.l - 1) : nullptr, t, b, spare);
+      blocks.load_input(x + at * kLane, ld, layer, layer.l > 0 ? output<T>(args, layer.l - 1) : nullptr, d, s, b, spare);
     if (dx_of(layer.l)) input_gradient(layer, d, row, n, at);
   }
 
@@ -154,7 +169,7 @@ class BySequence<T, BackwardArgs> {
       if (Cell::carry != Carry::none) carried = load_columns<T, N>(carry + j * kLane, kLane);
       if (Cell::carry == Carry::hidden) dh_t = dh_t + carried;
       Cell::backward(tape_t, load_columns<T, N>(h + (at + 1) * kLane + j * ld, ld), dh_t, carried, da_t);
-      if (Cell::carry != Carry::none) store_columns(carry + j * kLane, kLane, carried);
+      if (Cell::carry != Carry::none) store_columns(carry + j * kLane, kLane, carried, n);
       for (int i = 0; i < C; ++i)
         for_vectors_of<N>([&](int v) {
           const int64_t column = i * H + j + v;

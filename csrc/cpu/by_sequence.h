@@ -82,9 +82,10 @@ template <class T, int N>
 inline Pack<T, N> load_columns(const T* columns, int64_t ld) {
   return pack_of<T, N>([&](int i) { return load(columns + i * ld); });
 }
+// Of each column the first n lanes, or all.
 template <class T, int N>
-inline void store_columns(T* columns, int64_t ld, const Pack<T, N>& pack) {
-  for_vectors_of<N>([&](int i) { store(columns + i * ld, pack.v[i]); });
+inline void store_columns(T* columns, int64_t ld, const Pack<T, N>& pack, int64_t n = kLanes<T>) {
+  for_vectors_of<N>([&](int i) { store(columns + i * ld, pack.v[i], n); });
 }
 
 // Of how many gates, from the first on, both parts are summed in the column of that gate.
@@ -94,7 +95,8 @@ inline int gates_in_one_column(const CellFacts& cell) {
   return g;
 }
 
-// What both passes know of a call. Args is ForwardArgs or BackwardArgs.
+// What both passes know of a call. Of a packed batch a block may have fewer sequences at a step than lanes: the longest come
+// first, so that those that take part are its first ones. Args is ForwardArgs or BackwardArgs.
 template <class T, class Args>
 struct Blocks {
   using L = Layer<T, Args>;
@@ -103,29 +105,44 @@ struct Blocks {
 
   int64_t count() const { return (args.seq.B + kLane - 1) / kLane; }
   int64_t size(int64_t b) const { return smaller(kLane, args.seq.B - b); }  // of the block that begins with sequence b
-  int64_t row(int64_t t, int64_t b) const { return t * args.seq.B + b; }
+  // How many of its sequences take part in step s of direction d, the row of the first one, and in which steps there are any.
+  int64_t size(int64_t d, int64_t s, int64_t b) const {
+    const int64_t left = args.seq.active(d, s) - b;
+    return left < 0 ? 0 : smaller(kLane, left);
+  }
+  int64_t row(int64_t d, int64_t s, int64_t b) const { return args.seq.first_row(d, s) + b; }
+  Range steps(int64_t d, int64_t b) const {
+    int64_t length = args.seq.T;
+    while (args.seq.active(length - 1) <= b) --length;
+    return d == 0 ? Range{0, length} : Range{args.seq.T - length, args.seq.T};
+  }
+  // Which blocks a worker has, of `count` or as many sums of them. In turn, since the first ones have most to do.
+  static Part part(const Team& team, int64_t count) { return {team.rank, team.size, count}; }
 
-  // The layer's input at step t; `spare` has room for as much.
-  void load_input(T* columns, int64_t ld, const L& layer, const T* below, int64_t t, int64_t b, T* spare) const {
-    const int64_t K = layer.inputs();
-    if (layer.l == 0)
-      load_columns(columns, ld, static_cast<const T*>(args.x) + t * args.x_step + b * args.x_row, args.x_row, size(b), K);
+  // The layer's input at step s of direction d; `spare` has room for as much.
+  void load_input(T* columns, int64_t ld, const L& layer, const T* below, int64_t d, int64_t s, int64_t b, T* spare) const {
+    const int64_t K = layer.inputs(), n = size(d, s, b), first = row(d, s, b);
+    if (layer.l > 0)
+      load_columns(columns, ld, below + first * K, K, n, K);
+    else if (args.seq.batch_sizes)
+      load_columns(columns, ld, static_cast<const T*>(args.x) + first * args.x_row, args.x_row, n, K);
     else
-      load_columns(columns, ld, below + row(t, b) * K, K, size(b), K);
-    if (layer.mask()) mask(columns, ld, layer.mask() + row(t, b) * K, K, size(b), K, spare);
+      load_columns(columns, ld, static_cast<const T*>(args.x) + args.seq.time(d, s) * args.x_step + b * args.x_row,
+                   args.x_row, n, K);
+    if (layer.mask()) mask(columns, ld, layer.mask() + first * K, K, n, K, spare);
   }
   // Multiplies by a dropout mask, whose rows lie `stride` apart.
   void mask(T* columns, int64_t ld, const T* rows, int64_t stride, int64_t n, int64_t K, T* spare) const {
     load_columns(spare, kLane, rows, stride, n, K);
     for (int64_t k = 0; k < K; ++k) store(columns + k * ld, load(columns + k * ld) * load(spare + k * kLane));
   }
-  // A state [L*D, B, H]; zeros where there is none.
-  void load_state(T* columns, int64_t ld, const L& layer, const void* states, int64_t d, int64_t b) const {
+  // A state [L*D, B, H] of the first n sequences of a block; zeros where there is none.
+  void load_state(T* columns, int64_t ld, const L& layer, const void* states, int64_t d, int64_t b, int64_t n) const {
     const T* rows = layer.state(static_cast<const T*>(states), d, b, args.shape.H);
-    load_columns(columns, ld, rows, args.shape.H, rows ? size(b) : 0, args.shape.H);
+    load_columns(columns, ld, rows, args.shape.H, rows ? n : 0, args.shape.H);
   }
-  void store_state(const L& layer, void* states, int64_t d, int64_t b, const T* columns) const {
-    store_columns(layer.state(static_cast<T*>(states), d, b, args.shape.H), args.shape.H, size(b), args.shape.H, columns);
+  void store_state(const L& layer, void* states, int64_t d, int64_t b, int64_t n, const T* columns) const {
+    store_columns(layer.state(static_cast<T*>(states), d, b, args.shape.H), args.shape.H, n, args.shape.H, columns);
   }
 };
 

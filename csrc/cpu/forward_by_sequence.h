@@ -9,7 +9,7 @@ class BySequence<T, ForwardArgs> {
  public:
   // What the loop knows of a cell: its constants, and what it does of a step.
   struct CellOf : CellFacts {
-    void (BySequence::*update)() const;
+    void (BySequence::*update)(int64_t) const;
   };
   template <class Cell>
   static consteval CellOf cell_of() {
@@ -33,32 +33,33 @@ class BySequence<T, ForwardArgs> {
   size_t workspace_bytes() const { return bytes; }
 
   void run(const Team& team) {
-    const Range mine = team.part(args.seq.B, kLane);
+    const Part mine = blocks.part(team, blocks.count());
     for (int64_t l = 0; l < args.shape.L; ++l)
       for (int64_t d = 0; d < args.shape.D; ++d) {
         const L layer{args, l};
         sum_biases<T>(cell, bias, H, args.shape, layer.weights(d));
-        for (int64_t b = mine.begin; b < mine.end; b += kLane) run_block(layer, d, b);
+        for (int64_t i = 0; i < mine.count(mine.end); ++i) run_block(layer, d, mine[i] * kLane);
       }
   }
 
  private:
   void run_block(const L& layer, int64_t d, int64_t b) {
-    const int64_t n = blocks.size(b), ldy = layer.outputs();
+    const int64_t all = blocks.size(b), ldy = layer.outputs();
+    const Range steps = blocks.steps(d, b);
     const T* const below = layer.l > 0 ? output<T>(args, layer.l - 1) : nullptr;
-    blocks.load_state(h, kLane, layer, args.h_0, d, b);
-    if (has_c) blocks.load_state(c, kLane, layer, args.c_0, d, b);
-    for (int64_t s = 0; s < args.seq.T; ++s) {
-      const int64_t t = args.seq.time(d, s), row = blocks.row(t, b);
-      blocks.load_input(x, kLane, layer, below, t, b, spare);
+    blocks.load_state(h, kLane, layer, args.h_0, d, b, all);
+    if (has_c) blocks.load_state(c, kLane, layer, args.c_0, d, b, all);
+    for (int64_t s = steps.begin; s < steps.end; ++s) {
+      const int64_t n = blocks.size(d, s, b), row = blocks.row(d, s, b);
+      blocks.load_input(x, kLane, layer, below, d, s, b, spare);
       pre_activations(layer.weights(d), layer.inputs());
-      (this->*cell.update)();
+      (this->*cell.update)(n < all ? n : kLane);
       store_columns(output<T>(args, layer.l) + row * ldy + d * H, ldy, n, H, h);
       if (cell.tape > 0 && args.tape)
         store_columns(layer.tape(static_cast<T*>(args.tape), d, row, cell.tape), cell.tape * H, n, cell.tape * H, tape);
     }
-    blocks.store_state(layer, args.h_n, d, b, h);
-    if (has_c) blocks.store_state(layer, args.c_n, d, b, c);
+    blocks.store_state(layer, args.h_n, d, b, all, h);
+    if (has_c) blocks.store_state(layer, args.c_n, d, b, all, c);
   }
 
   // a = W_ih x + b, and W_hh h added to it or, where it stays apart, in a column of its own.
@@ -84,9 +85,9 @@ class BySequence<T, ForwardArgs> {
     return pack_of<T, M>([&](int i) { return splat(bias[m + i]); });
   }
 
-  // The cell.
+  // The cell. Beyond n lanes the states stay: of sequences that are over, or in reverse have not begun.
   template <class Cell>
-  void update() const {
+  void update(int64_t n) const {
     constexpr int C = Cell::columns;
     in_groups<kTogether<Cell>>(H, [&](auto count, int64_t j) {
       constexpr int N = count.value;
@@ -94,8 +95,8 @@ class BySequence<T, ForwardArgs> {
       V in[C], tape_t[Cell::tape + 1 /* never none */], before = load_columns<T, N>(h + j * kLane, kLane), c_t{};
       for (int i = 0; i < C; ++i) in[i] = load_columns<T, N>(a + (i * H + j) * kLane, kLane);
       if (Cell::carry == Carry::cell) c_t = load_columns<T, N>(c + j * kLane, kLane);
-      store_columns(h + j * kLane, kLane, Cell::forward(in, before, c_t, tape_t));
-      if (Cell::carry == Carry::cell) store_columns(c + j * kLane, kLane, c_t);
+      store_columns(h + j * kLane, kLane, Cell::forward(in, before, c_t, tape_t), n);
+      if (Cell::carry == Carry::cell) store_columns(c + j * kLane, kLane, c_t, n);
       if (!args.tape) return;
       for (int i = 0; i < Cell::tape; ++i) store_columns(tape + (i * H + j) * kLane, kLane, tape_t[i]);
     });

@@ -77,13 +77,18 @@ int64_t blocks(int64_t numbers, int64_t block) { return (numbers + block - 1) / 
 
 // Must not depend on the threads: it decides the order of sums in the gradients of the weights.
 bool goes_by_sequence(const Sequences& seq, const Shape& shape, int gates, DType dtype, double flops) {
-  if (is_half(dtype) || shape.projected || seq.batch_sizes) return false;
+  if (is_half(dtype) || shape.projected) return false;
   const int64_t inputs = std::max(shape.I, shape.L > 1 ? shape.D * shape.H : 0), columns = inputs + shape.H;
   const int64_t bytes = gates * shape.H * columns * computed_bytes(dtype);
   if (inputs > std::min(kInputsBySequence, kInputsPerGate * gates * shape.H) || bytes > kBytesBySequence) return false;
   const int64_t count = blocks(seq.B, lanes(dtype));
   if (count < kManyBlocks && flops > (count > 1 ? kFlopsOfFewBlocks : kFlopsOfOneBlock)) return false;
-  const double by_unit = double(seq.B * blocks(shape.H, lanes(dtype))), by_sequence = double(count * shape.H);
+  double vectors = double(seq.T * count);  // that hold a number of each sequence at each step
+  if (seq.batch_sizes) {
+    vectors = 0;
+    for (int64_t t = 0; t < seq.T; ++t) vectors += double(blocks(seq.batch_sizes[t], lanes(dtype)));
+  }
+  const double by_unit = double(seq.R * blocks(shape.H, lanes(dtype))), by_sequence = vectors * double(shape.H);
   return by_unit >= kFewerVectors * by_sequence || (by_unit >= by_sequence && columns <= kFewColumns);
 }
 
