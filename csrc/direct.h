@@ -1,9 +1,16 @@
-// Functions of the Python module that run the CPU's operators past torch's dispatcher (direct.cpp).
+// Functions of the Python module that run the CPU's operators past torch's dispatcher. Their docstrings stand in direct.cpp.
 #pragma once
 #include <Python.h>
 
 namespace rnn_ext {
 
 PyMethodDef* direct_methods();
+
+// direct.cpp: the operators.
+PyObject* direct_backward(PyObject*, PyObject* const* args, Py_ssize_t count);
+
+// at_once.cpp: a call of a layer or cell, and what autograd.py's Function gives in backward.
+PyObject* at_once(PyObject*, PyObject* const* args, Py_ssize_t count);
+PyObject* gradients(PyObject*, PyObject* const* args, Py_ssize_t count);
 
 }  // namespace rnn_ext

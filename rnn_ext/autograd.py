@@ -57,39 +57,56 @@ def recurrent(
             return checkpoint.recurrent(x, h_0, c_0, weights, batch_sizes, masks, stack, steps)
         tensors = (x, h_0, c_0, *masks, *weights)
         if torch.compiler.is_compiling():
-            return _Recurrent.apply(stack, batch_sizes, len(masks), *tensors)
-        return _apply(stack, batch_sizes, len(masks), *[None if t is None else unwrap_if_dead(t) for t in tensors])
+            return _Recurrent.apply(None, stack, batch_sizes, len(masks), *tensors)
+        alive = [None if t is None else unwrap_if_dead(t) for t in tensors]
+        return _apply(None, stack, batch_sizes, len(masks), *alive)
     return ops.forward(x, h_0, c_0, weights, batch_sizes, masks, stack, False, kept)
 
 
+def differentiable(outputs, x, h_0, c_0, weights, batch_sizes, stack: Stack) -> tuple[Tensor, ...]:
+    """What `recurrent` gives for a plain call of which the operator has given these outputs and what backward needs."""
+    return _apply(outputs, stack, batch_sizes, 0, x, h_0, c_0, *weights)
+
+
 class _Recurrent(torch.autograd.Function):
-    """First order and nothing else, which halves the cost of `apply`, and torch.compile takes it."""
+    """First order and nothing else, which halves the cost of `apply`, and torch.compile takes it.
+
+    outputs: what the operator gives, where it has been called.
+    """
 
     @staticmethod
-    def forward(ctx, stack, batch_sizes, num_masks, x, h_0, c_0, *masks_and_weights):
+    def forward(ctx, outputs, stack, batch_sizes, num_masks, x, h_0, c_0, *masks_and_weights):
         masks, weights = masks_and_weights[:num_masks], masks_and_weights[num_masks:]
-        y, *rest = ops.forward(x, h_0, c_0, weights, batch_sizes, masks, stack, True)
+        y, *rest = outputs or ops.forward(x, h_0, c_0, weights, batch_sizes, masks, stack, True)
         states = stack.states
-        ctx.num_saved = len(rest) - states
-        ctx.save_for_backward(batch_sizes, x, h_0, c_0, y, *rest[states:], *masks_and_weights)
+        ctx.save_for_backward(batch_sizes, x, h_0, c_0, y, *masks_and_weights, *rest[states:])
         ctx.set_materialize_grads(False)
-        ctx.stack = stack
-        ctx.num_masks = num_masks
-        return y, *rest[:states]
+        alone = batch_sizes is None and x.dim() == 2  # the states of one step: one output less to differentiate
+        ctx.call = stack, num_masks, len(weights), alone
+        return tuple(rest[:states]) if alone else (y, *rest[:states])
 
     @staticmethod
-    def backward(ctx, dy, dh_n, dc_n=None):
-        batch_sizes, x, h_0, c_0, y, *rest = ctx.saved_tensors
-        saved, masks_and_weights = rest[: ctx.num_saved], rest[ctx.num_saved :]
-        masks, weights = masks_and_weights[: ctx.num_masks], masks_and_weights[ctx.num_masks :]
-        d_outputs, stack = (dy, dh_n, dc_n), ctx.stack
+    def backward(ctx, *d_outputs):
+        stack, num_masks, num_weights, alone = ctx.call
+        if alone:
+            d_outputs = None, *d_outputs
+        if len(d_outputs) == 2:
+            d_outputs = *d_outputs, None
+        saved_tensors = ctx.saved_tensors
+        if not torch.compiler.is_compiling() and forward_ad._current_level < 0:
+            found = ops.gradients(saved_tensors, d_outputs, ctx.needs_input_grad, num_masks, stack)
+            if found is not NotImplemented:
+                return found
+        batch_sizes, x, h_0, c_0, y, *rest = saved_tensors
+        masks, rest = rest[:num_masks], rest[num_masks:]
+        weights, saved = rest[:num_weights], rest[num_weights:]
 
         def by_kernels(needs):
             return ops.backward(x, h_0, weights, batch_sizes, masks, y, saved, *d_outputs, stack, needs)
 
-        wanted = ctx.needs_input_grad[3:]
+        wanted = ctx.needs_input_grad[4:]
         args = x, h_0, c_0, weights, batch_sizes, masks, stack
-        return None, None, None, *transforms.gradients_of_call(wanted, by_kernels, d_outputs, *args)
+        return None, None, None, None, *transforms.gradients_of_call(wanted, by_kernels, d_outputs, *args)
 
 
 # What `_Recurrent.apply` comes down to where no transform is active; the rest of it takes as long as this.

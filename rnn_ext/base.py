@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -30,6 +30,14 @@ def _with_generator(input: Tensor, on_torch: Callable) -> Callable:
     return with_generator
 
 
+def _packed_like(input: PackedSequence, output: Tensor, states: Sequence[Tensor]) -> Any:
+    """Output and final states of a packed call, in the order of its sequences."""
+    if input.unsorted_indices is not None:
+        states = [s.index_select(1, input.unsorted_indices) for s in states]
+    # Not by the constructor, which checks what is right here, for a tenth of the time of a small call.
+    return PackedSequence._make((output, *input[1:])), states[0] if len(states) == 1 else tuple(states)
+
+
 class Recurrent(nn.RNNBase):
     """A layer but for its constructor, its texts, and whether hx is one tensor or two.
 
@@ -50,28 +58,33 @@ class Recurrent(nn.RNNBase):
             masks = self._masks(call)
         output, *states = run(call, masks, on_torch, kept_weights(self))
         if isinstance(input, PackedSequence):
-            output = PackedSequence(output, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
-            if input.unsorted_indices is not None:
-                states = [s.index_select(1, input.unsorted_indices) for s in states]
-        elif input.dim() == 2:
+            return _packed_like(input, output, states)
+        if input.dim() == 2:
             output, states = output.squeeze(1), [s.squeeze(1) for s in states]
         elif self.batch_first:
             output = output.transpose(0, 1)
         return output, states[0] if len(states) == 1 else tuple(states)
 
     def _at_once(self, input, hx) -> Any:
-        """What a padded call without dropout gives, unless the kernels refuse it; None for any other."""
-        x = input
-        if self.batch_first:
+        """What a batched call without dropout gives, unless the kernels refuse it; None for any other."""
+        x, batch_sizes = input, None
+        if isinstance(input, PackedSequence):
+            if hx is not None and input.sorted_indices is not None:
+                return None
+            x, batch_sizes = input.data, input.batch_sizes
+        elif self.batch_first:
             if type(input) is not Tensor or input.dim() != 3:
                 return None
             x = input.transpose(0, 1)
         if self.dropout != 0 and self._drops():
             return None
-        stack = self.mode, self.num_layers, self.bidirectional
-        out = at_once(self, x, hx, 3, self._flat_weights_names, stack, self.proj_size or self.hidden_size)
+        dim, stack = 3 if batch_sizes is None else 2, (self.mode, self.num_layers, self.bidirectional)
+        state_size = self.proj_size or self.hidden_size
+        out = at_once(self, x, hx, batch_sizes, dim, self._flat_weights_names, stack, state_size)
         if out is None:
             return None
+        if batch_sizes is not None:
+            return _packed_like(input, out[0], out[1:])
         output = out[0].transpose(0, 1) if self.batch_first else out[0]
         return output, out[1] if self._STATES == 1 else tuple(out[1:])
 

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from rnn_ext import settings
-from rnn_ext.autograd import recurrent
+from rnn_ext.autograd import differentiable, recurrent
 from rnn_ext.frozen import kept_weights
 from rnn_ext.ops import _C, Stack, raise_out_of_memory
 from rnn_ext.route import reason_for_torch, warn_slow
@@ -58,7 +58,14 @@ def as_call(
 
 
 def at_once(
-    module: Any, x: Any, hx: Any, dim: int, names: Sequence[str], stack: tuple[str, int, bool], state_size: int
+    module: Any,
+    x: Any,
+    hx: Any,
+    batch_sizes: Any,
+    dim: int,
+    names: Sequence[str],
+    stack: tuple[str, int, bool],
+    state_size: int,
 ) -> Any:
     """What `run` gives for a plain call that nobody but the kernels has checked; None for any other.
 
@@ -67,7 +74,9 @@ def at_once(
 
     Args:
         module: a layer or cell.
-        x, hx: [T, B, I] or a cell's [B, I], and the state as the module takes it; or anything else.
+        x, hx: [T, B, I], a cell's [B, I] or packed [R, I], and the state as the module takes it, in the order of the
+            packed rows; or anything else.
+        batch_sizes: as in a PackedSequence, or None.
         dim: how many dimensions x must have.
         names: of the parameters; the last two may be None.
         stack: what a Stack is made of.
@@ -76,19 +85,14 @@ def at_once(
     if is_compiling() or forward_ad._current_level >= 0:
         return None
     sizes = module.input_size, module.hidden_size, state_size
-    how = settings.is_batch_invariant(), kept_weights(module)
-    found = _C.at_once(x, hx, dim, module._parameters, names, *stack, *sizes, *how)
+    how = settings.is_batch_invariant(), kept_weights(module), settings.checkpoint_steps() is None
+    found = _C.at_once(x, hx, batch_sizes, dim, module._parameters, names, *stack, *sizes, *how)
     if type(found) is list:
         return found
-    if found is NotImplemented or settings.checkpoint_steps() is not None:
+    if found is NotImplemented:
         return None
-    x, h_0, c_0, weights = found  # somebody asks for a gradient
-    try:
-        return recurrent(x, h_0, c_0, weights, None, [], Stack(*stack))
-    except RuntimeError as error:
-        if not is_refusal(error):
-            raise
-        return None
+    outputs, x, h_0, c_0, weights = found  # somebody asks for a gradient
+    return differentiable(outputs, x, h_0, c_0, weights, batch_sizes, Stack._make(stack))
 
 
 def is_refusal(error: RuntimeError) -> bool:

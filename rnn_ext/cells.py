@@ -34,7 +34,7 @@ class Cell(nn.RNNCellBase):
 
     def _forward(self, input, hx):
         stack = self._stack()
-        out = None if stack is None else at_once(self, input, hx, 2, _WEIGHTS, stack, self.hidden_size)
+        out = None if stack is None else at_once(self, input, hx, None, 2, _WEIGHTS, stack, self.hidden_size)
         if out is None:
             out = run(self._prepare(input, hx), [], self._run_torch, kept_weights(self))
         states = out[-self._STATES :]  # not y: backward needs that one, and a state may be changed in place

@@ -88,6 +88,13 @@ def backward(x, h_0, weights, batch_sizes, masks, y, saved, dy, dh_n, dc_n, stac
         raise
 
 
+def gradients(saved_tensors, d_outputs, wanted, num_masks, stack):
+    """What the Function of autograd.py gives in backward, of a plain eager call on the CPU; else NotImplemented."""
+    if not saved_tensors[1].is_cpu:
+        return NotImplemented
+    return _C.gradients(saved_tensors, d_outputs, wanted, num_masks, *stack, settings.is_batch_invariant())
+
+
 def rounded(gradients: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """Gradients in another type. They leave their list one at a time, for each frees twice the memory that it takes."""
     if torch.compiler.is_compiling():  # which refuses to change a list, and has a plan for memory

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import rnn_ext
-from rnn_ext import _C, base, cells, ops
-from tests.subject import CELLS, LAYERS, gradients_of
+from rnn_ext import _C, base, cells, ops, transforms
+from tests.subject import CELLS, DTYPES, LAYERS, each_layer, gradients_of
 from tests.test_errors import is_error, outcome
 from tests.tolerances import assert_all_close, assert_close
 
@@ -51,6 +52,39 @@ def test_a_plain_call_is_checked_by_the_kernels_alone(layer, monkeypatch):
         monkeypatch.setattr(type(module), "_prepare", None)
         assert all(torch.equal(outputs[name], t) for name, t in layer.named_outputs(module(x, None)).items())
     assert all(torch.equal(a, b) for a, b in zip(step(layer, module, x), expected, strict=True))
+
+
+@each_layer
+@pytest.mark.parametrize("enforce_sorted", [True, False])
+def test_a_packed_call_is_checked_by_the_kernels_alone(layer, enforce_sorted, monkeypatch):
+    module = make(layer)
+    lengths = (5, 3, 3) if enforce_sorted else (3, 5, 3)
+    x = pack_sequence([torch.randn(n, 4) for n in lengths], enforce_sorted)
+    expected = outputs_of(layer, module, x, None)
+    monkeypatch.setattr(type(module), "_prepare", None)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            y, states = module(x)
+        assert type(y) is PackedSequence and y[1:] == x[1:]
+        found = layer.named_outputs((y, states)).values()
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@each_layer_and_cell
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_plain_backward_gives_the_bits_of_one_checked_in_python(layer, dtype, monkeypatch, note_calls):
+    module, x = make(layer).to(dtype), layer.random_input(4, dtype=dtype)
+    for frozen in ([], ["weight"], ["bias"], ["weight", "bias"]):
+        for name, weight in module.named_parameters():
+            weight.requires_grad_(name.split("_")[0] not in frozen)
+        wanted = [*([x.requires_grad_()] if frozen else []), *(w for w in module.parameters() if w.requires_grad)]
+        found = torch.autograd.grad(layer.total(module(x)), wanted)
+        with monkeypatch.context() as patch:
+            patch.setattr(_C, "gradients", lambda *args: NotImplemented)
+            calls = note_calls(transforms, "gradients_of_call")
+            expected = torch.autograd.grad(layer.total(module(x)), wanted)
+        assert calls == ["gradients_of_call"]
+        assert all(a.dtype == dtype and torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def long_way(monkeypatch):
@@ -159,7 +193,7 @@ def test_an_error_that_is_not_the_kernels_is_raised_at_once(layer):
 def test_a_direct_call_gives_the_bits_of_the_operator(layer, operators, monkeypatch):
     module, x = make(layer), layer.random_input(4)
     direct = step(layer, module, x)
-    for name in ("at_once", "forward", "backward"):
+    for name in ("at_once", "forward", "backward", "gradients"):
         monkeypatch.setattr(_C, name, lambda *args: NotImplemented)
     through_operator = step(layer, module, x)
     assert operators == ["_forward_op", "_backward_op"]
@@ -276,7 +310,7 @@ def test_a_tensor_that_outlived_its_transform_is_the_value_it_wraps(layer):
 
 
 def test_a_wrong_call_is_refused_in_words():
-    for name in ("at_once", "forward", "backward", "set_up_direct"):
+    for name in ("at_once", "forward", "backward", "gradients", "set_up_direct"):
         with pytest.raises(TypeError, match=f"{name}: expected .* arguments, got 1"):
             getattr(_C, name)(None)
 
@@ -284,7 +318,16 @@ def test_a_wrong_call_is_refused_in_words():
 def test_arguments_of_other_types_go_to_the_operator():
     assert _C.forward(*[object()] * 12) is NotImplemented
     assert _C.backward(*[None] * 18) is NotImplemented
-    assert _C.at_once(*[object()] * 13) is NotImplemented
+    assert _C.at_once(*[object()] * 15) is NotImplemented
+    call = "GRU", 1, False, False
+    for saved, d_outputs, wanted, num_masks in [
+        (None, None, None, None),
+        ((), (), (), 0),
+        ((None,) * 5, (None,) * 3, (True,) * 7, 0),
+        *(((1,) * 9, (1,) * 3, (True,) * 11, n) for n in ("1", -1, 0, 5)),
+    ]:
+        with torch.no_grad():
+            assert _C.gradients(saved, d_outputs, wanted, num_masks, *call) is NotImplemented
 
 
 def test_an_input_without_dimensions_goes_to_the_operator():

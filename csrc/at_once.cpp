@@ -1,0 +1,139 @@
+// A plain eager call of a layer or cell, and its gradients, as one function each: what Python would do around the operators
+// takes as long as they do.
+#include "direct.h"
+
+#include "python_tensors.h"
+
+namespace rnn_ext {
+namespace {
+
+// The weights of a module: those of `names` among its parameters, of a cell without the biases if both are None. Null if one
+// is not there.
+PyObject* find_weights(PyObject* parameters, PyObject* names, bool of_cell) {
+  const Ref all(PySequence_Fast(names, "expected a sequence of names"));
+  if (all.object == nullptr || !PyDict_Check(parameters)) return nullptr;
+  const Py_ssize_t count = PySequence_Fast_GET_SIZE(all.object);
+  PyObject* weights = PyList_New(0);
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* weight = PyDict_GetItemWithError(parameters, PySequence_Fast_GET_ITEM(all.object, i));
+    if (weight == nullptr || PyList_Append(weights, weight) != 0) {
+      Py_DECREF(weights);
+      return nullptr;
+    }
+  }
+  if (of_cell && count == 4 && PyList_GET_ITEM(weights, 2) == Py_None && PyList_GET_ITEM(weights, 3) == Py_None)
+    PyList_SetSlice(weights, 2, 4, nullptr);
+  return weights;
+}
+
+// Brings gradients to the type of x, which is narrower than theirs in bfloat16 and float16. One at a time, for each frees
+// twice the memory that it takes.
+bool round_gradients(PyObject* list, PyObject* x) {
+  const Ref dtype(PyObject_GetAttr(x, torch_side.dtype));
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); ++i) {
+    const Ref own(PyObject_GetAttr(PyList_GET_ITEM(list, i), torch_side.dtype));
+    if (own.object == dtype.object) return own.object != nullptr;
+    PyObject* const rounded = PyObject_CallMethodOneArg(PyList_GET_ITEM(list, i), torch_side.to, dtype.object);
+    if (rounded == nullptr || PyList_SetItem(list, i, rounded) != 0) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+PyObject* at_once(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (!expects(count, 15, "at_once")) return nullptr;
+  PyObject *x = args[0], *hx = args[1], *batch_sizes = args[2];
+  const char* mode = PyUnicode_AsUTF8(args[6]);
+  const int cell = mode != nullptr ? cell_of(mode) : -1;
+  if (cell < 0 || !plain_mode()) return not_implemented();
+  const NamedCell& facts = cell_facts[cell];
+  PyObject *h_0 = Py_None, *c_0 = Py_None;
+  Inputs in;
+  if (!in.add(x)) return not_implemented();
+  if (hx != Py_None) {
+    const bool pair = facts.states == 2;
+    if (pair && !(PyTuple_CheckExact(hx) && PyTuple_GET_SIZE(hx) == 2)) return not_implemented();
+    h_0 = pair ? PyTuple_GET_ITEM(hx, 0) : hx;
+    if (pair) c_0 = PyTuple_GET_ITEM(hx, 1);
+    if (!in.add(h_0) || (pair && !in.add(c_0))) return not_implemented();
+  }
+  const int64_t dim = PyLong_AsLong(args[3]);
+  const Ref weights(find_weights(args[4], args[5], dim == 2 && batch_sizes == Py_None));
+  if (weights.object == nullptr || PyList_GET_SIZE(weights.object) < 2 || !in.add_all(weights.object) ||
+      !in.add_maybe(batch_sizes) || !in.open())
+    return not_implemented();
+  const int64_t num_layers = PyLong_AsLong(args[7]);
+  const int64_t input_size = PyLong_AsLong(args[9]), hidden_size = PyLong_AsLong(args[10]);
+  const int64_t state_size = PyLong_AsLong(args[11]);
+  const bool bidirectional = args[8] == Py_True, batch_invariant = args[12] == Py_True, may_save = args[14] == Py_True;
+  const bool save = aoti_torch_grad_mode_is_enabled() && in.require_gradients();
+  if (save && !may_save) return not_implemented();
+  Cpu cpu;
+  if (args[13] != Py_None && !save)
+    cpu.kept = static_cast<KeptWeights*>(PyCapsule_GetPointer(args[13], kKeptWeights));
+  if (PyErr_Occurred()) return not_implemented();
+  Tensor x_t = in.take();
+  Maybe h_0_t = in.take_maybe(h_0), c_0_t = in.take_maybe(c_0);
+  Tensors weights_t = in.take_all(weights.object);
+  Maybe batch_sizes_t = in.take_maybe(batch_sizes);
+  const auto fits = [&] {
+    const Tensor& W_hh = weights_t[1];
+    return x_t.dim() == dim && x_t.size(-1) == input_size && W_hh.dim() == 2 &&
+           W_hh.size(0) == facts.gates * hidden_size && W_hh.size(1) == state_size;
+  };
+  try {
+    if (!fits()) return not_implemented();
+  } catch (...) {
+    return not_implemented();
+  }
+  PyObject* const out = result([&] {
+    return forward_on(cpu, std::move(x_t), std::move(h_0_t), std::move(c_0_t), std::move(weights_t),
+                      std::move(batch_sizes_t), Tensors(), mode, num_layers, bidirectional, save, batch_invariant, true);
+  });
+  return save && out != nullptr && PyList_Check(out) ? Py_BuildValue("(NOOOO)", out, x, h_0, c_0, weights.object) : out;
+}
+
+// The gradients of a call for the Function of autograd.py, which takes its arguments in this order: four that are not
+// differentiated, x, h_0, c_0, the masks and the weights.
+PyObject* gradients(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (!expects(count, 8, "gradients")) return nullptr;
+  PyObject *saved = args[0], *d_outputs = args[1], *wanted = args[2];
+  if (aoti_torch_grad_mode_is_enabled() || !PyTuple_Check(saved) || !PyTuple_Check(d_outputs) || !PyTuple_Check(wanted) ||
+      PyTuple_GET_SIZE(d_outputs) != 3)
+    return not_implemented();
+  PyObject *dy = PyTuple_GET_ITEM(d_outputs, 0), *dh_n = PyTuple_GET_ITEM(d_outputs, 1),
+           *dc_n = PyTuple_GET_ITEM(d_outputs, 2);
+  if (dy == Py_None && dh_n == Py_None && dc_n == Py_None) return not_implemented();
+  // saved: batch_sizes, x, h_0, c_0, y, then masks and weights, then what forward kept
+  const Py_ssize_t arguments = PyTuple_GET_SIZE(wanted), first_mask = 5;
+  const Py_ssize_t first_weight = first_mask + PyLong_AsLong(args[3]), kept = first_mask + arguments - 7;
+  if (PyErr_Occurred() || arguments < 7 || first_weight < first_mask || first_weight > kept || PyTuple_GET_SIZE(saved) < kept)
+    return not_implemented();
+  const auto wants = [&](Py_ssize_t i) { return PyTuple_GET_ITEM(wanted, i) == Py_True; };
+  bool any_weight = false;
+  for (Py_ssize_t i = 7 + first_weight - first_mask; i < arguments; ++i) any_weight = any_weight || wants(i);
+  const auto flag = [](bool value) { return value ? Py_True : Py_False; };
+  PyObject* const x = PyTuple_GET_ITEM(saved, 1);
+  const Ref masks(PyTuple_GetSlice(saved, first_mask, first_weight)), weights(PyTuple_GetSlice(saved, first_weight, kept));
+  const Ref tape(PyTuple_GetSlice(saved, kept, PyTuple_GET_SIZE(saved)));
+  PyObject* const call[18] = {
+      x, PyTuple_GET_ITEM(saved, 2), weights.object, PyTuple_GET_ITEM(saved, 0), masks.object, PyTuple_GET_ITEM(saved, 4),
+      tape.object, dy, dh_n, dc_n, args[4], args[5], args[6], flag(wants(4)), flag(wants(5)), flag(wants(6)),
+      flag(any_weight), args[7]};
+  const Ref found(direct_backward(nullptr, call, 18));
+  if (found.object == nullptr) return nullptr;
+  if (!PyList_Check(found.object)) return not_implemented();
+  if (!round_gradients(found.object, x)) return nullptr;
+  PyObject* const all = PyTuple_New(arguments);
+  for (Py_ssize_t i = 0, next = 0; i < arguments; ++i) {
+    const bool weight = i >= 7 + first_weight - first_mask;
+    PyObject* gradient = Py_None;
+    if ((weight && any_weight) || (i >= 4 && i < 7 && wants(i))) gradient = PyList_GET_ITEM(found.object, next++);
+    Py_INCREF(gradient);
+    PyTuple_SET_ITEM(all, i, gradient);
+  }
+  return all;
+}
+
+}  // namespace rnn_ext
