@@ -14,7 +14,7 @@ COPIED := CMakeLists.txt LICENSE README.md pyproject.toml setup.py csrc rnn_ext 
 # Two cores and no GPU: one architecture is compiled in CI, all of them in check-all.
 CUDA_ARCHITECTURES ?= 90a
 
-.PHONY: help demo test check-all asan cuda-check wheel check-wheel arm lint bench clean FORCE
+.PHONY: help demo test check-all asan tsan cuda-check wheel check-wheel arm lint bench clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make bench       the speed grid and its report (long)"
 	@echo "make lint        ruff and mypy"
 	@echo "make asan        the kernel tests under AddressSanitizer and UBSan"
+	@echo "make tsan        the same under ThreadSanitizer"
 	@echo "make cuda-check  compile the CUDA kernels where there is nvcc; spills and symbols"
 	@echo "make wheel       a manylinux wheel in dist/, and what auditwheel says of it"
 	@echo "make check-wheel the test suite on the installed wheel, with the oldest torch"
@@ -59,15 +60,27 @@ check-all: $(VENV)/built lint
 SANITIZED_ISA = $(shell $(BIN)/python -c 'import os; from rnn_ext import _C; \
   print(os.environ.get("RNN_EXT_ISA") or ("amx" if _C.multiplies_bfloat16() else _C.isa()))')
 SANITIZED = RNN_EXT_SANITIZE=$(SANITIZED_ISA) RNN_EXT_EMULATE_TILES=ON
+runtime = $(foreach lib,$(1) libstdc++.so,$(realpath $(shell $(CXX) -print-file-name=$(lib))))
+define sanitized_copy
+	mkdir -p build/$@
+	cd build/$@ && rm -rf $(COPIED)
+	cp -rp $(COPIED) build/$@
+	rm -f build/$@/rnn_ext/*.so
+	cd build/$@ && $(SANITIZED) $(abspath $(BIN))/python setup.py -q build_ext --inplace
+endef
 asan: $(VENV)/built
-	mkdir -p build/asan
-	cd build/asan && rm -rf $(COPIED)
-	cp -rp $(COPIED) build/asan
-	rm -f build/asan/rnn_ext/*.so
-	cd build/asan && $(SANITIZED) $(abspath $(BIN))/python setup.py -q build_ext --inplace
-	cd build/asan && $(SANITIZED) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  LD_PRELOAD="$(foreach lib,libasan.so libstdc++.so,$(realpath $(shell $(CXX) -print-file-name=$(lib))))" \
-	  $(abspath $(BIN))/python -m pytest -q tests -m sanitize $(PYTEST_ARGS)
+	$(sanitized_copy)
+	cd build/$@ && $(SANITIZED) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  LD_PRELOAD="$(call runtime,libasan.so)" $(abspath $(BIN))/python -m pytest -q tests -m sanitize $(PYTEST_ARGS)
+
+# Addresses that are not random leave ThreadSanitizer the room that it needs; what it finds is not caught with the output
+# of a test. The kernels under CUDA's emulator have no threads.
+tsan: SANITIZED += RNN_EXT_SANITIZERS=thread
+tsan: $(VENV)/built
+	$(sanitized_copy)
+	cd build/$@ && $(SANITIZED) TSAN_OPTIONS="report_mutex_bugs=0:suppressions=$(CURDIR)/tests/tsan.txt" \
+	  LD_PRELOAD="$(call runtime,libtsan.so)" setarch --addr-no-randomize \
+	  $(abspath $(BIN))/python -m pytest -q tests -m sanitize --ignore-glob='tests/test_cuda_*' --capture=sys $(PYTEST_ARGS)
 
 cuda-check: $(VENV)/built
 	$(BIN)/python -m tests.cuda_gate --architectures '$(CUDA_ARCHITECTURES)'
@@ -95,7 +108,7 @@ ARM_CXX ?= aarch64-linux-gnu-g++
 arm: $(VENV)/built
 	@if command -v $(ARM_CXX) >/dev/null; then \
 	  torch=$$($(BIN)/python -c "import torch; print(torch.__path__[0])"); set -ex; \
-	  for source in $(filter-out csrc/module.cpp csrc/direct.cpp csrc/cpu/amx_loop.cpp csrc/cuda/%,$(filter %.cpp,$(SOURCES))); do \
+	  for source in $(filter-out csrc/module.cpp csrc/direct.cpp csrc/at_once.cpp csrc/cpu/amx_loop.cpp csrc/cuda/%,$(filter %.cpp,$(SOURCES))); do \
 	    $(ARM_CXX) -std=c++20 -O3 -ffp-contract=off -fPIC -Wall -Wextra -DRNN_EXT_ISA_NAMESPACE=isa_baseline \
 	      -DRNN_EXT_STORAGE=float16 \
 	      -DTORCH_TARGET_VERSION=0x020a000000000000 -isystem $$torch/include -c -o /dev/null $$source; done; \

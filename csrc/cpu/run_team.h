@@ -6,7 +6,28 @@
 
 #include "team.h"
 
+#ifdef __SANITIZE_THREAD__
+extern "C" void __tsan_acquire(void*);
+extern "C" void __tsan_release(void*);
+#define RNN_EXT_BEFORE_TAKING __attribute__((no_sanitize_thread))
+#else
+#define RNN_EXT_BEFORE_TAKING
+#endif
+
 namespace rnn_ext {
+
+// What a thread has written before it gives is there for the one that takes. torch's pool sees to that, and
+// ThreadSanitizer, which does not see into the pool, has to be told.
+struct Handover {
+#ifdef __SANITIZE_THREAD__
+  static inline char place;
+  static void give() { __tsan_release(&place); }
+  static void take() { __tsan_acquire(&place); }
+#else
+  static void give() {}
+  static void take() {}
+#endif
+};
 
 // parallel_for promises no number of threads: it may run all inline (nested calls, one thread), give several parts
 // to one thread, or run them one after the other. So the workers that really arrive make up the team. Who is not
@@ -48,10 +69,14 @@ void run_team(int threads, const Work& work) {
     return;
   }
   Rendezvous rendezvous(threads);
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+  Handover::give();
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) RNN_EXT_BEFORE_TAKING {
+    Handover::take();
     Team team;
     if (rendezvous.join(end - begin, team)) work(team);
+    Handover::give();
   });
+  Handover::take();
 }
 
 }  // namespace rnn_ext
