@@ -279,7 +279,7 @@ def test_memory_that_runs_out_anywhere_raises(layer):
     name = layer.ours.__name__
     printed = run_python(f"""
 import resource, torch, rnn_ext
-module, small, large = rnn_ext.{name}(64, 256, 2), torch.randn(4, 64, 64), torch.randn(200, 64, 64)
+module, small, large = rnn_ext.{name}(64, 64, 2), torch.randn(4, 64, 64), torch.randn(200, 256, 64)
 module(small)[0].sum().backward()  # starts the threads, which need address space too
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 for extra in (*range(0, 96, 6), 2000):  # MiB

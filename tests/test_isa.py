@@ -48,7 +48,12 @@ def check_all(isa: str) -> int:
     return len(EDGE_CASES) + len(WIDE_CASES)
 
 
-@pytest.mark.parametrize("isa", _C.available_isas())
-def test_every_instruction_set_is_right(isa):
+@pytest.mark.parametrize("case", WIDE_CASES, ids=str)
+def test_the_instruction_set_in_use_is_right_in_every_plan(case):
+    check_against_float64(case, threads=[1, 2])
+
+
+@pytest.mark.parametrize("isa", [isa for isa in _C.available_isas() if isa != _C.isa()])
+def test_every_other_instruction_set_is_right(isa):
     code = f"from tests.test_isa import check_all; print(check_all({isa!r}))"
     assert run_python(code, RNN_EXT_ISA=isa) == str(len(EDGE_CASES) + len(WIDE_CASES))
