@@ -50,6 +50,7 @@ check-all: $(VENV)/built lint
 	  echo "RNN_EXT_ISA=$$isa"; export RNN_EXT_ISA=$$isa; \
 	  $(MAKE) test PYTEST_ARGS="--run-slow $(PYTEST_ARGS)"; \
 	  $(MAKE) asan PYTEST_ARGS="--hypothesis-profile=thorough $(PYTEST_ARGS)"; done
+	$(MAKE) tsan
 	$(MAKE) cuda-check 'CUDA_ARCHITECTURES=80;86;89;90a;100;120'
 	$(MAKE) check-wheel
 	$(MAKE) arm

@@ -68,11 +68,12 @@ Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, Ma
   const ScalarType type = compute_type(x);
   BackwardArgs args{call.args()};
   const int64_t outputs = s.D * s.P, tape = call.tape();
+  Tensors kept_rows;  // contiguous, whatever a hook on saved tensors has made of them
   const auto kept = [&](const Tensor& t, int64_t elements) {
-    STD_TORCH_CHECK(t.numel() == elements && t.scalar_type() == x.scalar_type() && t.is_contiguous() &&
-                        same_device(t, x),
+    STD_TORCH_CHECK(t.numel() == elements && t.scalar_type() == x.scalar_type() && same_device(t, x),
                     "rnn_ext: y and saved must be what forward returned");
-    return memory_of(t);
+    kept_rows.push_back(dense(t));
+    return memory_of(kept_rows.back());
   };
   STD_TORCH_CHECK(saved.size() == size_t(s.L > 1) + size_t(tape > 0), "rnn_ext: saved must be what forward returned");
   args.y = kept(y, call.seq.R * outputs);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnn_ext import torch_path
 from rnn_ext.call import UNCHECKED, Call, as_call, at_once, read_weights, run
 from rnn_ext.frozen import kept_weights
-from rnn_ext.ops import Stack
+from rnn_ext.ops import _C, Stack
 
 
 def _with_generator(input: Tensor, on_torch: Callable) -> Callable:
@@ -34,8 +35,11 @@ def _packed_like(input: PackedSequence, output: Tensor, states: Sequence[Tensor]
     """Output and final states of a packed call, in the order of its sequences."""
     if input.unsorted_indices is not None:
         states = [s.index_select(1, input.unsorted_indices) for s in states]
-    # Not by the constructor, which checks what is right here, for a tenth of the time of a small call.
-    return PackedSequence._make((output, *input[1:])), states[0] if len(states) == 1 else tuple(states)
+    if input.unsorted_indices is None and input.sorted_indices is not None:
+        packed = PackedSequence(output, *input[1:])  # which finds the inverse
+    else:  # the constructor would check what is right here, for a tenth of the time of a small call
+        packed = PackedSequence._make((output, *input[1:]))
+    return packed, states[0] if len(states) == 1 else tuple(states)
 
 
 class Recurrent(nn.RNNBase):
@@ -173,4 +177,18 @@ class Recurrent(nn.RNNBase):
             states = tuple(torch.zeros(rows, batch, n, dtype=input.dtype, device=input.device) for n in sizes)
         options = (call.weights, self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
         hx = states if self._STATES > 1 else states[0]
-        return torch_path.call(self.mode, input, hx, batch_sizes, *options)
+        # oneDNN reads beyond the end of matrices of other shapes, where torch's own steps find words.
+        with nullcontext() if self._fit(call.weights) else torch.backends.mkldnn.flags(enabled=False):
+            return torch_path.call(self.mode, input, hx, batch_sizes, *options)
+
+    def _fit(self, weights: list[Tensor]) -> bool:
+        """Whether the matrices have the shapes that the sizes of the layer ask for."""
+        state_size, gates = self.proj_size or self.hidden_size, _C.cells[self.mode][0]
+        directions = 2 if self.bidirectional else 1
+        for name, weight in zip(self._flat_weights_names, weights, strict=True):
+            inputs = self.input_size if "_l0" in name else directions * state_size
+            columns = {"weight_ih": inputs, "weight_hh": state_size, "weight_hr": self.hidden_size}.get(name[:9])
+            rows = state_size if name[:9] == "weight_hr" else gates * self.hidden_size
+            if columns is not None and weight is not None and weight.shape != (rows, columns):
+                return False
+        return True

@@ -70,8 +70,7 @@ def gradients_of_call(wanted, by_kernels, d_outputs, x, h_0, c_0, weights, batch
         by_kernels: by_kernels(needs) gives those of `gradients` where nobody differentiates or batches them.
         d_outputs, x, ...: as for `gradients`.
     """
-    dy, dh_n, dc_n = d_outputs
-    if dy is None and dh_n is None and dc_n is None:
+    if all(d is None for d in d_outputs):
         return [None] * len(wanted)
     needs = (*wanted[:3], any(wanted[3 + len(masks) :]))
     args = d_outputs, x, h_0, c_0, weights, batch_sizes, masks, stack, needs
@@ -81,11 +80,7 @@ def gradients_of_call(wanted, by_kernels, d_outputs, x, h_0, c_0, weights, batch
         or forward_ad._current_level >= 0  # dy may have a tangent
     ):
         found = gradients(*args)
-    elif not is_compiling() and (  # written out, as this is called for every small layer
-        (dy is not None and is_legacy_batchedtensor(dy))
-        or (dh_n is not None and is_legacy_batchedtensor(dh_n))
-        or (dc_n is not None and is_legacy_batchedtensor(dc_n))
-    ):
+    elif not is_compiling() and any(d is not None and is_legacy_batchedtensor(d) for d in d_outputs):
         found = _in_older_vmap(*args)
     else:
         found = by_kernels(needs)

@@ -7,7 +7,7 @@ import torch
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 import rnn_ext
-from tests.subject import HALVES, each_layer, named_outputs
+from tests.subject import HALVES, each_layer, gradients_of, named_outputs
 from tests.tolerances import assert_close
 
 each_product = pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
@@ -117,3 +117,24 @@ def test_a_gradient_that_is_not_finite_stays_in_its_sequence(layer, dtype):
     assert torch.equal(poisoned[:, healthy], clean[:, healthy])
     assert poisoned[:3, 11].isnan().all()
     assert torch.equal(poisoned[3:, 11], clean[3:, 11])
+
+
+@pytest.mark.sanitize
+@each_product
+@pytest.mark.parametrize("hidden_size", [3, 19])
+def test_a_sequence_that_ends_in_infinity_leaves_gradients_of_weights_as_torch_does(dtype, hidden_size):
+    """ReLU is not bounded: the other cells' states cannot be infinite."""
+    ours = rnn_ext.RNN(4, hidden_size, nonlinearity="relu", bidirectional=True, dtype=dtype)
+    theirs = torch.nn.RNN(4, hidden_size, nonlinearity="relu", bidirectional=True)
+    theirs.load_state_dict(ours.state_dict())
+    sequences = [torch.rand(2 + b % 2, 4, dtype=dtype) for b in range(29)]
+    sequences.append(torch.full((1, 4), float("inf"), dtype=dtype))
+    gradients = []
+    for module, own in ((ours, dtype), (theirs, torch.float32)):
+        with torch.no_grad():
+            module.weight_ih_l0.abs_(), module.weight_ih_l0_reverse.abs_()
+        x = pack_sequence([sequence.to(own) for sequence in sequences], enforce_sorted=False)
+        finite = x.data.isfinite().all(1, keepdim=True)
+        gradients.append(gradients_of(module, module(x)[0].data.where(finite, 0).sum()))
+    for actual, expected in zip(*gradients, strict=True):
+        assert torch.equal(actual.isnan(), expected.isnan())

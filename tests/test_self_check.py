@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -85,26 +86,24 @@ def test_an_unknown_option_is_refused(capsys):
     assert "--no-such-option" in capsys.readouterr().err
 
 
-def wrong_numbers(*args):
-    """The operator with a state that is off by a thousandth."""
-    y, h_n, *rest = right(*args)
-    return y, h_n * 1.001, *rest
+def wrong_numbers(right, *args):
+    """Outputs that are off by a thousandth."""
+    return tuple(output * 1.001 for output in right(*args))
 
 
-def wrong_gradients(*args):
-    """The operator with gradients that are off by a thousandth."""
-    y, *states = right(*args)
-    for state in states:
-        state.register_hook(lambda grad: grad * 1.001)
-    return y, *states
+def wrong_gradients(right, *args):
+    """Outputs whose gradients are off by a thousandth."""
+    outputs = right(*args)
+    for output in outputs:
+        output.register_hook(lambda grad: grad * 1.001)
+    return outputs
 
 
-def not_a_number(*args):
-    y, *states = right(*args)
-    return y * float("nan"), *[state * float("nan") for state in states]
+def not_a_number(right, *args):
+    return tuple(output * float("nan") for output in right(*args))
 
 
-def failing(*args):
+def failing(right, *args):
     raise ValueError("broken on purpose")
 
 
@@ -112,14 +111,12 @@ def refusing(*args):
     raise RuntimeError("rnn_ext: no kernel")
 
 
-right = call.recurrent
-
-
 @pytest.mark.parametrize(
     "fault", [wrong_numbers, wrong_gradients, not_a_number, failing], ids=lambda f: f.__name__
 )
 def test_a_fault_is_found(monkeypatch, capsys, fault):
-    monkeypatch.setattr(call, "recurrent", fault)
+    for way in ("recurrent", "differentiable"):
+        monkeypatch.setattr(call, way, partial(fault, getattr(call, way)))
     assert command.main([]) == 1
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("PASS", "FAIL"))]
     assert len(lines) == 2 * len(NAMES)
@@ -130,6 +127,7 @@ def test_a_fault_is_found(monkeypatch, capsys, fault):
 
 def test_a_kernel_that_is_not_used_is_a_fault(monkeypatch):
     """Else torch's operator would answer for it, and every number would be right."""
+    monkeypatch.setattr(_C, "at_once", lambda *args: NotImplemented)
     monkeypatch.setattr(call, "recurrent", refusing)
     monkeypatch.setattr("rnn_ext.route._warned", False)
     first = next(checks())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 import rnn_ext
 from tests.contract import promise
-from tests.subject import CELLS, LAYERS, each_layer
+from tests.subject import CELLS, LAYERS, each_layer, gradients_of
 from tests.tolerances import assert_all_close
 
 each_module = pytest.mark.parametrize("layer", LAYERS + CELLS, ids=str)
@@ -150,3 +151,37 @@ def test_a_setting_decorates_no_function_that_runs_after_its_call():
         with pytest.raises(TypeError, match="batch_invariant: expected a plain function"):
             rnn_ext.batch_invariant()(function)
     assert not rnn_ext.is_batch_invariant()
+
+
+@pytest.mark.parametrize("shape", [(7, 4), (24, 3), (30, 6), (6,)], ids=str)
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0"])
+@each_layer
+def test_a_weight_of_another_shape_raises(layer, name, shape):
+    """No promise of the contract's: torch's own LSTM reads beyond its end, or takes the process down."""
+    module = layer.make_ours(4, 6)
+    setattr(module, name, nn.Parameter(torch.randn(shape)))
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad), pytest.raises(RuntimeError, match="mat2|expanded size|size of tensor"):
+            module(torch.randn(3, 2, 4))
+
+
+@pytest.mark.sanitize
+@each_layer
+def test_what_a_hook_on_saved_tensors_returns_may_lie_in_memory_as_it_likes(layer):
+    module, x = layer.make_ours(4, 5, 2), torch.randn(3, 2, 4)
+    expected = gradients_of(module, layer.total(module(x)))
+    spread = lambda t: torch.stack([t, t], -1)[..., 0]  # noqa: E731
+    with torch.autograd.graph.saved_tensors_hooks(spread, lambda t: t):
+        loss = layer.total(module(x))
+    assert_all_close(gradients_of(module, loss), expected)
+
+
+@each_layer
+def test_a_packed_input_without_the_inverse_of_its_order_gets_one(layer):
+    module = layer.make_ours(4, 5)
+    x = pack_sequence([torch.randn(n, 4) for n in (1, 3, 2)], enforce_sorted=False)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            y, _ = module(x._replace(unsorted_indices=None))
+            assert torch.equal(y.unsorted_indices, x.unsorted_indices)
+            assert torch.equal(y.data, module(x)[0].data)

@@ -87,7 +87,9 @@ class BySequence<T, BackwardArgs> {
         load_h(layer, d, s, b, at);
         step(layer, d, s, b, at, da + (at + 1 < chunk.size() ? at + 1 : 0) * kLane);
       }
-      if (args.gradients) weight_gradients(layer, chunk.size(), first_block && i == chunks.count() - 1);
+      if (!args.gradients) continue;
+      for (int64_t at = 0; at < chunk.size(); ++at) forget_ended(d, all.begin + chunk.begin + at, b, at);
+      weight_gradients(layer, chunk.size(), first_block && i == chunks.count() - 1);
     }
     if (args.dh_0) {
       recurrent_gradient(layer, d, da, nullptr, dh, kLane);
@@ -107,6 +109,16 @@ class BySequence<T, BackwardArgs> {
     if (now <= before) return load_columns(h + at * kLane, ld, y, ldy, before, H);
     load_columns(spare, kLane, y, ldy, before, H);
     for (int64_t j = 0; j < H; ++j) store(h + j * ld + at * kLane, load(spare + j * kLane), before);
+  }
+
+  // Takes the states of sequences that end before step s out of place `at`: infinity times their da, zero, is not a number.
+  void forget_ended(int64_t d, int64_t s, int64_t b, int64_t at) const {
+    const int64_t n = blocks.size(d, s, b);
+    if (n >= blocks.size(d, s - 1, b)) return;
+    for (int64_t j = 0; j < H; ++j) {
+      T* const lanes = h + j * ld + at * kLane;
+      store(lanes, load(lanes, n));
+    }
   }
 
   // to = from + W_hh^T da, in the first n lanes.
