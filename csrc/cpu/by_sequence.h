@@ -85,7 +85,10 @@ inline Pack<T, N> load_columns(const T* columns, int64_t ld) {
 // Of each column the first n lanes, or all.
 template <class T, int N>
 inline void store_columns(T* columns, int64_t ld, const Pack<T, N>& pack, int64_t n = kLanes<T>) {
-  for_vectors_of<N>([&](int i) { store(columns + i * ld, pack.v[i], n); });
+  if (n >= kLanes<T>)
+    for_vectors_of<N>([&](int i) { store(columns + i * ld, pack.v[i]); });
+  else
+    for_vectors_of<N>([&](int i) { store(columns + i * ld, pack.v[i], n); });
 }
 
 // Of how many gates, from the first on, both parts are summed in the column of that gate.
@@ -107,6 +110,7 @@ struct Blocks {
   int64_t size(int64_t b) const { return smaller(kLane, args.seq.B - b); }  // of the block that begins with sequence b
   // How many of its sequences take part in step s of direction d, the row of the first one, and in which steps there are any.
   int64_t size(int64_t d, int64_t s, int64_t b) const {
+    if (!args.seq.batch_sizes) return s < 0 || s >= args.seq.T ? 0 : size(b);
     const int64_t left = args.seq.active(d, s) - b;
     return left < 0 ? 0 : smaller(kLane, left);
   }
@@ -116,8 +120,13 @@ struct Blocks {
     while (args.seq.active(length - 1) <= b) --length;
     return d == 0 ? Range{0, length} : Range{args.seq.T - length, args.seq.T};
   }
-  // Which blocks a worker has, of `count` or as many sums of them. In turn, since the first ones have most to do.
-  static Part part(const Team& team, int64_t count) { return {team.rank, team.size, count}; }
+  // Which blocks a worker has, of `count` or as many sums of them: neighbours, but of a packed batch, whose first ones have
+  // most to do, in turn.
+  Part part(const Team& team, int64_t count) const {
+    if (args.seq.batch_sizes) return {team.rank, team.size, count};
+    const Range mine = team.part(count);
+    return {mine.begin, 1, mine.end};
+  }
 
   // The layer's input at step s of direction d; `spare` has room for as much.
   void load_input(T* columns, int64_t ld, const L& layer, const T* below, int64_t d, int64_t s, int64_t b, T* spare) const {
