@@ -12,6 +12,7 @@ namespace rnn_ext::RNN_EXT_ISA_NAMESPACE {
 namespace {
 
 #include "vec.h"
+#include "transpose.h"
 #include "product.h"
 #include "parts.h"
 #if defined(RNN_EXT_EMULATE_TILES)

@@ -6,25 +6,10 @@
 //
 // What is computed of a block lies in columns: the number of unit k and lane i at [k * ld + i].
 
-// From how many columns on a transpose in registers is faster than number by number.
-constexpr int64_t kColumnsToTranspose = 5;
-
 // columns[k, lane] = rows[lane, k] for n rows of K numbers, `stride` apart; zeros in the lanes that have no row.
 template <class T>
 void load_columns(T* columns, int64_t ld, const T* rows, int64_t stride, int64_t n, int64_t K) {
-  int64_t k = 0;
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4)
-    for (; K - k >= kColumnsToTranspose; k += 16) {
-      __m512i square[16] = {};
-      for (int64_t lane = 0; lane < n; ++lane) square[lane] = (__m512i)load(rows + lane * stride + k, K - k);
-      transpose(square);
-      for (int64_t i = 0; i < smaller(16, K - k); ++i) store(columns + (k + i) * ld, (Vec<T>)square[i]);
-    }
-#endif
-  for (; k < K; ++k)
-    for (int64_t lane = 0; lane < kLanes<T>; ++lane)
-      columns[k * ld + lane] = lane < n ? rows[lane * stride + k] : T(0);
+  store_transposed(columns, ld, rows, stride, n, K);
 }
 
 // rows[lane, k] = or += columns[k, lane], whose ld is one vector.
@@ -33,7 +18,7 @@ void store_columns(T* rows, int64_t stride, int64_t n, int64_t K, const T* colum
   int64_t k = 0;
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4)
-    for (; K - k >= kColumnsToTranspose; k += 16) {
+    for (; K - k >= kLeastOfSquare; k += 16) {
       __m512i square[16] = {};
       for (int64_t i = 0; i < smaller(16, K - k); ++i) square[i] = (__m512i)load(columns + (k + i) * 16);
       transpose(square);
@@ -52,17 +37,6 @@ void store_columns(T* rows, int64_t stride, int64_t n, int64_t K, const T* colum
     }
 }
 
-template <int N>
-struct Count {
-  static constexpr int value = N;
-};
-// Calls act(Count, m) for `count` numbers m from 0 on: N of them at once while there are so many, then fewer.
-template <int N, class Act>
-inline void in_groups(int64_t count, Act act, int64_t m = 0) {
-  for (; m + N <= count; m += N) act(Count<N>{}, m);
-  if constexpr (N > 1)
-    if (m < count) in_groups<N / 2>(count, act, m);
-}
 constexpr int kSums = 8;  // at once: enough to hide how long a multiply-add takes
 
 // M columns of A B: A[m, k] at A[m * lda + k], or at A[k * lda + m] of what is stored transposed; B in columns.

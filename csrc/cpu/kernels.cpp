@@ -23,6 +23,7 @@ namespace {
 #include "pack.h"
 #include "math.h"
 #include "../cells/all.h"
+#include "transpose.h"
 #include "product.h"
 #include "dot.h"
 #if defined(__AVX512F__)

@@ -25,6 +25,18 @@ inline Pack<T, N> pack_of(Act act) {
   return pack;
 }
 
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+// Calls act(Count, m) for `count` numbers m from 0 on: N of them at once while there are so many, then fewer.
+template <int N, class Act>
+inline void in_groups(int64_t count, Act act, int64_t m = 0) {
+  for (; m + N <= count; m += N) act(Count<N>{}, m);
+  if constexpr (N > 1)
+    if (m < count) in_groups<N / 2>(count, act, m);
+}
+
 #define RNN_EXT_OPERATOR(op)                                              \
   template <class T, int N>                                               \
   inline Pack<T, N> operator op(const Pack<T, N>& a, const Pack<T, N>& b) { \

@@ -20,10 +20,6 @@ template <class T>
 constexpr int64_t kPanelWidth = kPanelVectors * kLanes<T>;
 constexpr int kSinglePanels = 8 / kPanelVectors;  // panels side by side where one row alone has too few chains
 
-constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // Row stride for n elements: whole vectors, and one cache line more where rows would otherwise compete for the
 // same sets of the cache.
 template <class T>
@@ -57,27 +53,6 @@ struct TransposedRows {
   TransposedRows at(int64_t row) const { return {data + (copied ? row * ld : row), ld, copied}; }
 };
 
-// out[m, k] = rows[k, m] for K rows and the columns `units`.
-template <class T>
-void transpose_rows(const Rows<T>& out, const Rows<T>& rows, int64_t K, Range units) {
-  for (int64_t m0 = units.begin; m0 < units.end; m0 += 16)
-    for (int64_t k0 = 0; k0 < K; k0 += 16) {
-      const int64_t m1 = smaller(m0 + 16, units.end), k1 = smaller(k0 + 16, K);
-#if defined(__AVX512F__)
-      if constexpr (sizeof(T) == 4)
-        if (m1 - m0 == 16 && k1 - k0 == 16) {
-          __m512i square[16];
-          for (int64_t k = 0; k < 16; ++k) square[k] = (__m512i)load(rows.data + (k0 + k) * rows.ld + m0);
-          transpose(square);
-          for (int64_t m = 0; m < 16; ++m) store(out.data + (m0 + m) * out.ld + k0, (Vec<T>)square[m]);
-          continue;
-        }
-#endif
-      for (int64_t m = m0; m < m1; ++m)
-        for (int64_t k = k0; k < k1; ++k) out.data[m * out.ld + k] = rows.data[k * rows.ld + m];
-    }
-}
-
 // B[K, N] as a row of panels, kPanelWidth columns each. Packed, a panel is contiguous, its rows whole vectors, filled up
 // with zeros where columns end; the one that begins with column n lies behind the K * n numbers before it. So some of the
 // columns may be packed as panels of their own, from a whole vector on to a whole vector or the end. The columns of a
@@ -100,27 +75,8 @@ struct Panels {
 template <class T, class S>
 void pack_transposed(const Panels<T>& B, const S* W, int64_t ldw, Range some) {
   for (int64_t begin = some.begin; begin < some.end; begin += kPanelWidth<T>) {
-    const int64_t columns = smaller(kPanelWidth<T>, some.end - begin), width = B.row_stride(columns);
-    T* out = B.panel(begin);
-    const S* rows = W + begin * ldw;
-    int64_t k0 = 0;
-#if defined(__AVX512F__)
-    if constexpr (sizeof(T) == 4)
-      for (int64_t n0 = 0; n0 < width; n0 += 16)
-        for (k0 = 0; k0 + 16 <= B.K; k0 += 16) {
-          __m512i square[16] = {};
-          for (int64_t n = 0; n < smaller(16, columns - n0); ++n) square[n] = (__m512i)load(rows + (n0 + n) * ldw + k0);
-          transpose(square);
-          for (int64_t k = 0; k < 16; ++k) store(out + (k0 + k) * width + n0, (Vec<T>)square[k]);
-        }
-#endif
-    for (; k0 < B.K; k0 += 16) {
-      const int64_t k1 = smaller(k0 + 16, B.K);
-      for (int64_t n = 0; n < columns; ++n)
-        for (int64_t k = k0; k < k1; ++k) out[k * width + n] = widen(rows[n * ldw + k]);
-      for (int64_t n = columns; n < width; ++n)
-        for (int64_t k = k0; k < k1; ++k) out[k * width + n] = 0;
-    }
+    const int64_t columns = smaller(kPanelWidth<T>, some.end - begin);
+    store_transposed(B.panel(begin), B.row_stride(columns), W + begin * ldw, ldw, columns, B.K);
   }
 }
 
@@ -312,6 +268,6 @@ struct FmaProduct {
     return copies(units, rows) ? Transposed{copy.data, copy.ld, true} : Transposed{da.data, da.ld, false};
   }
   static void transpose(Transposed out, Gradients da, int64_t rows, Range units) {
-    transpose_rows(Rows<T>{out.data, out.ld}, da, rows, units);
+    store_transposed(out.data + units.begin * out.ld, out.ld, da.data + units.begin, da.ld, rows, units.size());
   }
 };

@@ -90,19 +90,26 @@ class WeightGradients {
   void bias_gradients(const LayerGradients& out, bool first, int64_t rows, const Gradients& da, const Team& team) {
     const Range mine = team.part(H, kLane);
     for (int g = 0; g < cell.gates; ++g)
-      for (int64_t j = mine.begin; j < mine.end; j += kLane) {
+      // Several vectors at once: whole cache lines of da, and sums that need not wait for each other.
+      in_groups<4>((mine.size() + kLane - 1) / kLane, [&](auto vectors, int64_t n) {
+        constexpr int N = vectors.value;
+        const int64_t j = mine.begin + n * kLane;
         void* const both[] = {out.db_ih, out.db_hh};
         const int column[] = {g, cell.hidden_columns[g]};
-        Vec<T> sum{};
+        Pack<T, N> sum{};
         for (int i = 0; i < 2; ++i) {
           if (i == 0 || column[1] != column[0]) {
-            sum = Vec<T>{};
-            for (int64_t r = 0; r < rows; ++r) sum += da.read(r, column[i] * Hk + j);
+            sum = {};
+            for (int64_t r = 0; r < rows; ++r)
+              for_vectors_of<N>([&](int v) { sum.v[v] += da.read(r, column[i] * Hk + j + v * kLane); });
           }
-          T* p = static_cast<T*>(both[i]) + g * H + j;
-          store(p, first ? sum : load(p, H - j) + sum, H - j);
+          for_vectors_of<N>([&](int v) {
+            const int64_t unit = j + v * kLane;
+            T* p = static_cast<T*>(both[i]) + g * H + unit;
+            store(p, first ? sum.v[v] : load(p, H - unit) + sum.v[v], H - unit);
+          });
         }
-      }
+      });
   }
 
   const BackwardArgs& args;
