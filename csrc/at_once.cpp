@@ -39,59 +39,100 @@ bool round_gradients(PyObject* list, PyObject* x) {
   return true;
 }
 
+// How a call's tensors differ from what the kernels take, as forms.py says: the axis of sequences is missing (axis >= 0), or
+// those of sequences and time have changed places. Views that autograd knows nothing of, at a tenth of the price.
+struct Form {
+  int64_t dim;
+  bool swapped;
+  int64_t axis;
+
+  int64_t kernel_dim() const { return dim + (axis >= 0); }
+  Tensor input(Tensor x) const { return swapped ? swap(x) : axis < 0 ? x : with_axis(x); }
+  Maybe state(Maybe s) const { return s && axis >= 0 ? Maybe(with_axis(*s)) : s; }
+  Tensors results(Tensors all) const {
+    if (swapped) all[0] = swap(all[0]);
+    if (axis >= 0)
+      for (Tensor& t : all) t = without_axis(t);
+    return all;
+  }
+
+ private:
+  using Numbers = std::vector<int64_t>;
+  static Numbers sizes(const Tensor& t) { return Numbers(t.sizes().begin(), t.sizes().end()); }
+  static Numbers strides(const Tensor& t) { return Numbers(t.strides().begin(), t.strides().end()); }
+  static Tensor view(const Tensor& t, const Numbers& sizes, const Numbers& strides) {
+    AtenTensorHandle handle = nullptr;
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch__reinterpret_tensor(t.get(), int64_t(sizes.size()), sizes.data(), strides.data(), 0, &handle));
+    return Tensor(handle);
+  }
+  static Tensor swap(const Tensor& t) {
+    Numbers size = sizes(t), stride = strides(t);
+    std::swap(size[0], size[1]);
+    std::swap(stride[0], stride[1]);
+    return view(t, size, stride);
+  }
+  Tensor with_axis(const Tensor& t) const {
+    Numbers size = sizes(t), stride = strides(t);
+    STD_TORCH_CHECK(t.dim() >= axis, "rnn_ext: too few dimensions");
+    size.insert(size.begin() + axis, 1);
+    stride.insert(stride.begin() + axis, t.dim() > axis ? t.size(axis) * t.stride(axis) : 1);
+    return view(t, size, stride);
+  }
+  Tensor without_axis(const Tensor& t) const {
+    Numbers size = sizes(t), stride = strides(t);
+    size.erase(size.begin() + axis);
+    stride.erase(stride.begin() + axis);
+    return view(t, size, stride);
+  }
+};
+
 }  // namespace
 
 PyObject* at_once(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (!expects(count, 15, "at_once")) return nullptr;
+  if (!expects(count, 17, "at_once")) return nullptr;
   PyObject *x = args[0], *hx = args[1], *batch_sizes = args[2];
-  const char* mode = PyUnicode_AsUTF8(args[6]);
+  const Form form{PyLong_AsLong(args[3]), args[4] == Py_True, PyLong_AsLong(args[5])};
+  PyObject *parameters = args[6], *names = args[7];
+  const char* mode = PyUnicode_AsUTF8(args[8]);
+  const int64_t num_layers = PyLong_AsLong(args[9]);
+  const bool bidirectional = args[10] == Py_True;
+  const int64_t input_size = PyLong_AsLong(args[11]), hidden_size = PyLong_AsLong(args[12]);
+  const int64_t state_size = PyLong_AsLong(args[13]);
+  const bool batch_invariant = args[14] == Py_True, may_save = args[16] == Py_True;
   const int cell = mode != nullptr ? cell_of(mode) : -1;
-  if (cell < 0 || !plain_mode()) return not_implemented();
+  if (PyErr_Occurred() || cell < 0 || !plain_mode()) return not_implemented();
   const NamedCell& facts = cell_facts[cell];
-  PyObject *h_0 = Py_None, *c_0 = Py_None;
+  const bool pair = facts.states == 2, of_cell = form.kernel_dim() == 2 && batch_sizes == Py_None;
+  if (hx != Py_None && pair && !(PyTuple_CheckExact(hx) && PyTuple_GET_SIZE(hx) == 2)) return not_implemented();
+  const Ref states(hx == Py_None ? PyTuple_New(0) : pair ? Py_NewRef(hx) : PyTuple_Pack(1, hx));
+  const Ref weights(find_weights(parameters, names, of_cell));
   Inputs in;
-  if (!in.add(x)) return not_implemented();
-  if (hx != Py_None) {
-    const bool pair = facts.states == 2;
-    if (pair && !(PyTuple_CheckExact(hx) && PyTuple_GET_SIZE(hx) == 2)) return not_implemented();
-    h_0 = pair ? PyTuple_GET_ITEM(hx, 0) : hx;
-    if (pair) c_0 = PyTuple_GET_ITEM(hx, 1);
-    if (!in.add(h_0) || (pair && !in.add(c_0))) return not_implemented();
-  }
-  const int64_t dim = PyLong_AsLong(args[3]);
-  const Ref weights(find_weights(args[4], args[5], dim == 2 && batch_sizes == Py_None));
-  if (weights.object == nullptr || PyList_GET_SIZE(weights.object) < 2 || !in.add_all(weights.object) ||
-      !in.add_maybe(batch_sizes) || !in.open())
+  if (weights.object == nullptr || PyList_GET_SIZE(weights.object) < 2 || !in.add(x) || !in.add_all(states.object) ||
+      !in.add_all(weights.object) || !in.add_maybe(batch_sizes) || !in.open())
     return not_implemented();
-  const int64_t num_layers = PyLong_AsLong(args[7]);
-  const int64_t input_size = PyLong_AsLong(args[9]), hidden_size = PyLong_AsLong(args[10]);
-  const int64_t state_size = PyLong_AsLong(args[11]);
-  const bool bidirectional = args[8] == Py_True, batch_invariant = args[12] == Py_True, may_save = args[14] == Py_True;
   const bool save = aoti_torch_grad_mode_is_enabled() && in.require_gradients();
   if (save && !may_save) return not_implemented();
   Cpu cpu;
-  if (args[13] != Py_None && !save)
-    cpu.kept = static_cast<KeptWeights*>(PyCapsule_GetPointer(args[13], kKeptWeights));
+  if (args[15] != Py_None && !save)
+    cpu.kept = static_cast<KeptWeights*>(PyCapsule_GetPointer(args[15], kKeptWeights));
   if (PyErr_Occurred()) return not_implemented();
   Tensor x_t = in.take();
-  Maybe h_0_t = in.take_maybe(h_0), c_0_t = in.take_maybe(c_0);
-  Tensors weights_t = in.take_all(weights.object);
+  Tensors states_t = in.take_all(states.object), weights_t = in.take_all(weights.object);
   Maybe batch_sizes_t = in.take_maybe(batch_sizes);
   const auto fits = [&] {
     const Tensor& W_hh = weights_t[1];
-    return x_t.dim() == dim && x_t.size(-1) == input_size && W_hh.dim() == 2 &&
+    return x_t.dim() == form.dim && x_t.size(-1) == input_size && W_hh.dim() == 2 &&
            W_hh.size(0) == facts.gates * hidden_size && W_hh.size(1) == state_size;
   };
-  try {
-    if (!fits()) return not_implemented();
-  } catch (...) {
-    return not_implemented();
-  }
+  const auto state = [&](size_t i) { return i < states_t.size() ? form.state(states_t[i]) : Maybe(); };
   PyObject* const out = result([&] {
-    return forward_on(cpu, std::move(x_t), std::move(h_0_t), std::move(c_0_t), std::move(weights_t),
-                      std::move(batch_sizes_t), Tensors(), mode, num_layers, bidirectional, save, batch_invariant, true);
+    STD_TORCH_CHECK(fits(), "rnn_ext: other sizes than the module's");
+    Tensors all = forward_on(cpu, form.input(x_t), state(0), state(1), weights_t, std::move(batch_sizes_t), Tensors(), mode,
+                             num_layers, bidirectional, save, batch_invariant, true);
+    return save ? all : form.results(std::move(all));
   });
-  return save && out != nullptr && PyList_Check(out) ? Py_BuildValue("(NOOOO)", out, x, h_0, c_0, weights.object) : out;
+  return save && out != nullptr && PyList_Check(out) ? Py_BuildValue("(NOOO)", out, x, states.object, weights.object) : out;
 }
 
 // The gradients of a call for the Function of autograd.py, which takes its arguments in this order: four that are not

@@ -93,12 +93,13 @@ PyMethodDef* direct_methods() {
        "one step that saves nothing without y, which is h_n. NotImplemented where the operator must be called. Raises "
        "TypeError for another number of arguments."},
       {"at_once", (PyCFunction)(void*)at_once, METH_FASTCALL,
-       "at_once(x, hx, batch_sizes, dim, parameters, names, mode, num_layers, bidirectional, input_size, hidden_size, "
-       "state_size, batch_invariant, kept, may_save): a call of a module without dropout, with the weights of these names "
-       "among its parameters; batch_sizes is None unless the input is packed. The outputs in a list, as `forward` gives "
-       "them, if nobody asks for a gradient; else, if backward's part may be saved, the tuple (outputs, x, h_0, c_0, "
-       "weights). NotImplemented if the call is not plain, or if anything is wrong with it. Raises TypeError for another "
-       "number of arguments."},
+       "at_once(x, hx, batch_sizes, dim, swapped, axis, parameters, names, mode, num_layers, bidirectional, input_size, "
+       "hidden_size, state_size, batch_invariant, kept, may_save): a call of a module without dropout, with the weights of "
+       "these names among its parameters. The form of x and hx is that of a Form of forms.py; batch_sizes is None unless the "
+       "input is packed. The outputs in a list, in the same form, if nobody asks for a gradient; else, if backward's part may "
+       "be saved, the tuple (outputs, x, states, weights), outputs as `forward` gives them and states as many as hx has. "
+       "NotImplemented if the call is not plain, or if anything is wrong with it. Raises TypeError for another number of "
+       "arguments."},
       {"backward", (PyCFunction)(void*)direct_backward, METH_FASTCALL,
        "The operator rnn_backward, likewise. Raises TypeError for another number of arguments."},
       {"gradients", (PyCFunction)(void*)gradients, METH_FASTCALL,

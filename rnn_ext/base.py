@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from rnn_ext import torch_path
 from rnn_ext.call import UNCHECKED, Call, as_call, at_once, read_weights, run
+from rnn_ext.forms import BATCH_FIRST, ONE_SEQUENCE, PACKED, TIME_FIRST, Form
 from rnn_ext.frozen import kept_weights
 from rnn_ext.ops import _C, Stack
 
 
 def _with_generator(input: Tensor, on_torch: Callable) -> Callable:
     """on_torch as if the generator had not been used since."""
-    if torch.compiler.is_compiling() or (input.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if is_compiling() or (input.is_cuda and torch.cuda.is_current_stream_capturing()):
         return on_torch  # a generator has no state to be read then
     generator = torch.cuda if input.is_cuda else torch
     device = (input.device,) if input.is_cuda else ()
@@ -31,15 +33,12 @@ def _with_generator(input: Tensor, on_torch: Callable) -> Callable:
     return with_generator
 
 
-def _packed_like(input: PackedSequence, output: Tensor, states: Sequence[Tensor]) -> Any:
-    """Output and final states of a packed call, in the order of its sequences."""
-    if input.unsorted_indices is not None:
-        states = [s.index_select(1, input.unsorted_indices) for s in states]
+def _packed_like(input: PackedSequence, output: Tensor) -> PackedSequence:
+    """The output of a packed call."""
     if input.unsorted_indices is None and input.sorted_indices is not None:
-        packed = PackedSequence(output, *input[1:])  # which finds the inverse
-    else:  # the constructor would check what is right here, for a tenth of the time of a small call
-        packed = PackedSequence._make((output, *input[1:]))
-    return packed, states[0] if len(states) == 1 else tuple(states)
+        return PackedSequence(output, *input[1:])  # which finds the inverse
+    # The constructor would check what is right here, for a tenth of the time of a small call.
+    return PackedSequence._make((output, *input[1:]))
 
 
 class Recurrent(nn.RNNBase):
@@ -53,44 +52,42 @@ class Recurrent(nn.RNNBase):
     _STATES: ClassVar[int] = 1
 
     def _forward(self, input, hx):
-        if (out := self._at_once(input, hx)) is not None:
-            return out
-        call = self._prepare(input, hx)
-        masks, on_torch = [], self._run_torch
-        if call.reason is None and self._drops():
-            on_torch = _with_generator(call.input, on_torch)
-            masks = self._masks(call)
-        output, *states = run(call, masks, on_torch, kept_weights(self))
+        results = self._at_once(input, hx)
+        if results is None:
+            call = self._prepare(input, hx)
+            masks, on_torch = [], self._run_torch
+            if call.reason is None and self._drops():
+                on_torch = _with_generator(call.input, on_torch)
+                masks = self._masks(call)
+            results = self._form(input).results(run(call, masks, on_torch, kept_weights(self)))
+        output, states = results[0], results[1:]
         if isinstance(input, PackedSequence):
-            return _packed_like(input, output, states)
-        if input.dim() == 2:
-            output, states = output.squeeze(1), [s.squeeze(1) for s in states]
-        elif self.batch_first:
-            output = output.transpose(0, 1)
-        return output, states[0] if len(states) == 1 else tuple(states)
+            if input.unsorted_indices is not None:
+                states = [s.index_select(1, input.unsorted_indices) for s in states]
+            output = _packed_like(input, output)
+        return output, states[0] if self._STATES == 1 else tuple(states)
+
+    def _form(self, input) -> Form:
+        if isinstance(input, PackedSequence):
+            return PACKED
+        return ONE_SEQUENCE if input.dim() == 2 else BATCH_FIRST if self.batch_first else TIME_FIRST
 
     def _at_once(self, input, hx) -> Any:
-        """What a batched call without dropout gives, unless the kernels refuse it; None for any other."""
+        """Output and states, a packed call's in the order of its rows, of a call without dropout; None if the kernels
+        refuse it or the arguments are not plain."""
         x, batch_sizes = input, None
         if isinstance(input, PackedSequence):
-            if hx is not None and input.sorted_indices is not None:
-                return None
-            x, batch_sizes = input.data, input.batch_sizes
-        elif self.batch_first:
-            if type(input) is not Tensor or input.dim() != 3:
-                return None
-            x = input.transpose(0, 1)
-        if self.dropout != 0 and self._drops():
+            x, batch_sizes, sorted_indices, _ = input
+            if hx is not None and sorted_indices is not None:
+                states = (hx,) if self._STATES == 1 else hx
+                if type(states) is not tuple or any(type(state) is not Tensor for state in states):
+                    return None
+                states = tuple(state.index_select(1, sorted_indices) for state in states)
+                hx = states[0] if self._STATES == 1 else states
+        if type(x) is not Tensor or (self.dropout != 0 and self._drops()):
             return None
-        dim, stack = 3 if batch_sizes is None else 2, (self.mode, self.num_layers, self.bidirectional)
-        state_size = self.proj_size or self.hidden_size
-        out = at_once(self, x, hx, batch_sizes, dim, self._flat_weights_names, stack, state_size)
-        if out is None:
-            return None
-        if batch_sizes is not None:
-            return _packed_like(input, out[0], out[1:])
-        output = out[0].transpose(0, 1) if self.batch_first else out[0]
-        return output, out[1] if self._STATES == 1 else tuple(out[1:])
+        stack, state_size = (self.mode, self.num_layers, self.bidirectional), self.proj_size or self.hidden_size
+        return at_once(self, x, hx, batch_sizes, self._form(input), self._flat_weights_names, stack, state_size)
 
     def _prepare(self, input: Tensor | PackedSequence, hx) -> Call:
         """Checks the arguments of a call, as the layer takes them, and brings them into the kernels' form.
@@ -110,11 +107,11 @@ class Recurrent(nn.RNNBase):
                 self._check_dims(dim, states)
             if dim == 2:
                 x = x.unsqueeze(0 if self.batch_first else 1)
-                states = None if states is None else tuple(states[i].unsqueeze(1) for i in range(self._STATES))
+                states = None if states is None else ONE_SEQUENCE.states([states[i] for i in range(self._STATES)])
         weights = read_weights(self, self._flat_weights_names)
         refused = self._check(x, states, batch_sizes, weights)
         if self.batch_first and batch_sizes is None:
-            x = x.transpose(0, 1)
+            x = BATCH_FIRST.input(x)
         return as_call(x, states, batch_sizes, weights, Stack(self.mode, self.num_layers, self.bidirectional), refused)
 
     def _states(self, hx) -> Any:
@@ -147,7 +144,7 @@ class Recurrent(nn.RNNBase):
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.shape[-1]}"
             )
         # How many sequences are packed is data, which a traced call does not have: the operator checks it then.
-        if states is not None and (batch_sizes is None or not torch.compiler.is_compiling()):
+        if states is not None and (batch_sizes is None or not is_compiling()):
             self._check_sizes(input, states, batch_sizes)
         return None
 

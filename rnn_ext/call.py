@@ -12,6 +12,7 @@ from torch.compiler import is_compiling
 
 from rnn_ext import settings
 from rnn_ext.autograd import differentiable, recurrent
+from rnn_ext.forms import Form
 from rnn_ext.frozen import kept_weights
 from rnn_ext.ops import _C, Stack, raise_out_of_memory
 from rnn_ext.route import reason_for_torch, warn_slow
@@ -62,22 +63,22 @@ def at_once(
     x: Any,
     hx: Any,
     batch_sizes: Any,
-    dim: int,
+    form: Form,
     names: Sequence[str],
     stack: tuple[str, int, bool],
     state_size: int,
 ) -> Any:
-    """What `run` gives for a plain call that nobody but the kernels has checked; None for any other.
+    """What `run` gives for a plain call that nobody but the kernels has checked, in its own form; None for any other.
 
     Checks in Python take as long as a small layer: this way they are for calls that are not plain or not right. Nothing
     has happened when the answer is None: weights that have to be computed are left to the long way.
 
     Args:
         module: a layer or cell.
-        x, hx: [T, B, I], a cell's [B, I] or packed [R, I], and the state as the module takes it, in the order of the
-            packed rows; or anything else.
+        x, hx: input and state in this form, the state as the module takes it but in the order of the packed rows; or
+            anything else.
         batch_sizes: as in a PackedSequence, or None.
-        dim: how many dimensions x must have.
+        form: that x must have.
         names: of the parameters; the last two may be None.
         stack: what a Stack is made of.
         state_size: of h.
@@ -86,13 +87,14 @@ def at_once(
         return None
     sizes = module.input_size, module.hidden_size, state_size
     how = settings.is_batch_invariant(), kept_weights(module), settings.checkpoint_steps() is None
-    found = _C.at_once(x, hx, batch_sizes, dim, module._parameters, names, *stack, *sizes, *how)
+    found = _C.at_once(x, hx, batch_sizes, *form, module._parameters, names, *stack, *sizes, *how)
     if type(found) is list:
         return found
     if found is NotImplemented:
         return None
-    outputs, x, h_0, c_0, weights = found  # somebody asks for a gradient
-    return differentiable(outputs, x, h_0, c_0, weights, batch_sizes, Stack._make(stack))
+    outputs, x, states, weights = found  # somebody asks for a gradient
+    h_0, c_0 = (*form.states(states), None, None)[:2]
+    return form.results(differentiable(outputs, form.input(x), h_0, c_0, weights, batch_sizes, Stack._make(stack)))
 
 
 def is_refusal(error: RuntimeError) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import _VF, Tensor, nn
 
 from rnn_ext.call import UNCHECKED, Call, as_call, at_once, read_weights, run
+from rnn_ext.forms import STEP, STEP_OF_ONE
 from rnn_ext.frozen import kept_weights
 from rnn_ext.ops import Stack
 
@@ -33,14 +34,12 @@ class Cell(nn.RNNCellBase):
     _STATES: ClassVar[int] = 1
 
     def _forward(self, input, hx):
-        stack = self._stack()
-        out = None if stack is None else at_once(self, input, hx, None, 2, _WEIGHTS, stack, self.hidden_size)
+        stack, form = self._stack(), STEP_OF_ONE if input.dim() == 1 else STEP
+        out = None if stack is None else at_once(self, input, hx, None, form, _WEIGHTS, stack, self.hidden_size)
         if out is None:
-            out = run(self._prepare(input, hx), [], self._run_torch, kept_weights(self))
+            out = form.results(run(self._prepare(input, hx), [], self._run_torch, kept_weights(self)))
         states = out[-self._STATES :]  # not y: backward needs that one, and a state may be changed in place
-        if input.dim() == 1:
-            states = [s.squeeze(0) for s in states]
-        return states[0] if len(states) == 1 else tuple(states)
+        return states[0] if self._STATES == 1 else tuple(states)
 
     def _prepare(self, input: Any, hx) -> Call:
         """Checks the arguments of a call and brings them into the kernels' form; wrong sizes are torch's to refuse.
@@ -57,8 +56,8 @@ class Cell(nn.RNNCellBase):
         if input.is_nested:
             return as_call(input, states, None, read_weights(self, _WEIGHTS), stack, UNCHECKED)
         if dim == 1:  # unbatched: a batch of one
-            input = input.unsqueeze(0)
-            states = None if states is None else [s.unsqueeze(0) for s in states]
+            input = STEP_OF_ONE.input(input)
+            states = None if states is None else STEP_OF_ONE.states(states)
         batch, features = input.shape
         hidden_size = self.hidden_size
         odd = features != self.input_size or hidden_size == 0

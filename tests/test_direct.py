@@ -1,5 +1,7 @@
 """Plain eager calls on the CPU go past torch's dispatcher, to the same bits; all others go through it."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -54,20 +56,66 @@ def test_a_plain_call_is_checked_by_the_kernels_alone(layer, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(step(layer, module, x), expected, strict=True))
 
 
-@each_layer
-@pytest.mark.parametrize("enforce_sorted", [True, False])
-def test_a_packed_call_is_checked_by_the_kernels_alone(layer, enforce_sorted, monkeypatch):
-    module = make(layer)
-    lengths = (5, 3, 3) if enforce_sorted else (3, 5, 3)
-    x = pack_sequence([torch.randn(n, 4) for n in lengths], enforce_sorted)
-    expected = outputs_of(layer, module, x, None)
+def call_of(layer, form):
+    """A module, an input of that form and a state for it."""
+    if layer.is_cell:
+        module, batch = layer.make_ours(4, 5), () if form == "one sequence" else (3,)
+        x = torch.randn(*batch, 4)
+    else:
+        module = layer.make_ours(4, 5, bidirectional=True, batch_first=form == "batch first")
+        batch = () if form == "one sequence" else (3,)
+        x = torch.randn({"batch first": (3, 6, 4), "one sequence": (6, 4)}.get(form, (6, 3, 4)))
+        if form in ("sorted", "unsorted"):
+            lengths = (6, 4, 4) if form == "sorted" else (4, 6, 4)
+            x = pack_sequence([torch.randn(n, 4) for n in lengths], form == "sorted")
+    shapes = layer.state_shapes(*(() if layer.is_cell else (2,)), *batch, 5)
+    return module, x, layer.state(*map(torch.randn, shapes))
+
+
+def each_call(*forms, of_cells):
+    """For every layer in every form, and every cell in those that it has."""
+    calls = [*itertools.product(LAYERS, forms), *itertools.product(CELLS, of_cells)]
+    return pytest.mark.parametrize("layer, form", calls, ids=str)
+
+
+@each_call("batch first", "one sequence", "sorted", "unsorted", of_cells=["one sequence"])
+@pytest.mark.parametrize("with_state", [True, False])
+def test_a_call_of_any_form_is_checked_by_the_kernels_alone(layer, form, with_state, monkeypatch):
+    module, x, hx = call_of(layer, form)
+    hx = hx if with_state else None
+    assert_the_long_way_gives_the_same(lambda: outputs_of(layer, module, x, hx), monkeypatch)
     monkeypatch.setattr(type(module), "_prepare", None)
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
-            y, states = module(x)
-        assert type(y) is PackedSequence and y[1:] == x[1:]
-        found = layer.named_outputs((y, states)).values()
+            result = module(x, hx)
+        if form in ("sorted", "unsorted"):
+            assert type(result[0]) is PackedSequence and result[0][1:] == x[1:]
+
+
+@each_call("time first", "batch first", "one sequence", of_cells=["time first", "one sequence"])
+def test_a_call_of_any_form_takes_tensors_with_gaps(layer, form, monkeypatch):
+    module, x, hx = call_of(layer, form)
+
+    def with_gaps(t):
+        return torch.stack([t, t], -1)[..., 0]
+
+    spread = layer.state(*map(with_gaps, hx if isinstance(hx, tuple) else (hx,)))
+    expected = outputs_of(layer, module, x, hx)
+    monkeypatch.setattr(type(module), "_prepare", None)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            found = outputs_of(layer, module, with_gaps(x), spread)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@each_layer
+@pytest.mark.parametrize("form", ["time first", "batch first", "one sequence"])
+def test_wrong_dimensions_are_refused_in_any_form(layer, form, monkeypatch):
+    module, x, hx = call_of(layer, form)
+    states = hx if isinstance(hx, tuple) else (hx,)
+    for change in (lambda t: t.unsqueeze(0), lambda t: t[0], lambda t: t.sum()):
+        for arguments in ((x, layer.state(*map(change, states))), (change(x), hx)):
+            assert_the_long_way_gives_the_same(lambda call=arguments: outputs_of(layer, module, *call), monkeypatch)
 
 
 @each_layer_and_cell
@@ -318,7 +366,7 @@ def test_a_wrong_call_is_refused_in_words():
 def test_arguments_of_other_types_go_to_the_operator():
     assert _C.forward(*[object()] * 12) is NotImplemented
     assert _C.backward(*[None] * 18) is NotImplemented
-    assert _C.at_once(*[object()] * 15) is NotImplemented
+    assert _C.at_once(*[object()] * 17) is NotImplemented
     call = "GRU", 1, False, False
     for saved, d_outputs, wanted, num_masks in [
         (None, None, None, None),
