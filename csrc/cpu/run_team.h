@@ -16,6 +16,13 @@ extern "C" void __tsan_release(void*);
 
 namespace rnn_ext {
 
+// How long a team waits for its workers. Under ThreadSanitizer all takes longer, and a worker alone has no races.
+#ifdef __SANITIZE_THREAD__
+constexpr std::chrono::microseconds kLate{100'000};
+#else
+constexpr std::chrono::microseconds kLate{500};
+#endif
+
 // What a thread has written before it gives is there for the one that takes. torch's pool sees to that, and
 // ThreadSanitizer, which does not see into the pool, has to be told.
 struct Handover {
@@ -43,7 +50,7 @@ class Rendezvous {
       if (state & kClosed) return false;
     } while (!__atomic_compare_exchange_n(&state_, &state, state + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED));
     __atomic_add_fetch(&covered_, covered, __ATOMIC_ACQ_REL);
-    const auto late = std::chrono::steady_clock::now() + std::chrono::microseconds(500);
+    const auto late = std::chrono::steady_clock::now() + kLate;
     for (int i = 0; __atomic_load_n(&covered_, __ATOMIC_ACQUIRE) < parts_; ++i) {
       if (__atomic_load_n(&state_, __ATOMIC_ACQUIRE) & kClosed) break;
       spin_pause();
