@@ -14,7 +14,7 @@ COPIED := CMakeLists.txt LICENSE README.md pyproject.toml setup.py csrc rnn_ext 
 # Two cores and no GPU: one architecture is compiled in CI, all of them in check-all.
 CUDA_ARCHITECTURES ?= 90a
 
-.PHONY: help demo test check-all asan tsan cuda-check wheel check-wheel arm lint bench clean FORCE
+.PHONY: help demo test check-all asan tsan emulated cuda-check wheel check-wheel arm lint bench clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make lint        ruff and mypy"
 	@echo "make asan        the kernel tests under AddressSanitizer and UBSan"
 	@echo "make tsan        the same under ThreadSanitizer"
+	@echo "make emulated    the kernel tests of the sets avx512 and amx, on any machine that has AVX2"
 	@echo "make cuda-check  compile the CUDA kernels where there is nvcc; spills and symbols"
 	@echo "make wheel       a manylinux wheel in dist/, and what auditwheel says of it"
 	@echo "make check-wheel the test suite on the installed wheel, with the oldest torch"
@@ -51,6 +52,7 @@ check-all: $(VENV)/built lint
 	  $(MAKE) test PYTEST_ARGS="--run-slow $(PYTEST_ARGS)"; \
 	  $(MAKE) asan PYTEST_ARGS="--hypothesis-profile=thorough $(PYTEST_ARGS)"; done
 	$(MAKE) tsan
+	$(MAKE) emulated
 	$(MAKE) cuda-check 'CUDA_ARCHITECTURES=80;86;89;90a;100;120'
 	$(MAKE) check-wheel
 	$(MAKE) arm
@@ -60,28 +62,36 @@ check-all: $(VENV)/built lint
 # those that this machine will run are sanitized, for that takes longest to compile.
 SANITIZED_ISA = $(shell $(BIN)/python -c 'import os; from rnn_ext import _C; \
   print(os.environ.get("RNN_EXT_ISA") or ("amx" if _C.multiplies_bfloat16() else _C.isa()))')
-SANITIZED = RNN_EXT_SANITIZE=$(SANITIZED_ISA) RNN_EXT_EMULATE_TILES=ON
+BUILD = RNN_EXT_SANITIZE=$(SANITIZED_ISA) RNN_EXT_EMULATE=tiles
 runtime = $(foreach lib,$(1) libstdc++.so,$(realpath $(shell $(CXX) -print-file-name=$(lib))))
-define sanitized_copy
+define built_copy
 	mkdir -p build/$@
 	cd build/$@ && rm -rf $(COPIED)
 	cp -rp $(COPIED) build/$@
 	rm -f build/$@/rnn_ext/*.so
-	cd build/$@ && $(SANITIZED) $(abspath $(BIN))/python setup.py -q build_ext --inplace
+	cd build/$@ && $(BUILD) $(abspath $(BIN))/python setup.py -q build_ext --inplace
 endef
 asan: $(VENV)/built
-	$(sanitized_copy)
-	cd build/$@ && $(SANITIZED) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	$(built_copy)
+	cd build/$@ && $(BUILD) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  LD_PRELOAD="$(call runtime,libasan.so)" $(abspath $(BIN))/python -m pytest -q tests -m sanitize $(PYTEST_ARGS)
 
 # Addresses that are not random leave ThreadSanitizer the room that it needs; what it finds is not caught with the output
 # of a test. The kernels under CUDA's emulator have no threads.
-tsan: SANITIZED += RNN_EXT_SANITIZERS=thread
+tsan: BUILD += RNN_EXT_SANITIZERS=thread
 tsan: $(VENV)/built
-	$(sanitized_copy)
-	cd build/$@ && $(SANITIZED) TSAN_OPTIONS="report_mutex_bugs=0:suppressions=$(CURDIR)/tests/tsan.txt" \
+	$(built_copy)
+	cd build/$@ && $(BUILD) TSAN_OPTIONS="report_mutex_bugs=0:suppressions=$(CURDIR)/tests/tsan.txt" \
 	  LD_PRELOAD="$(call runtime,libtsan.so)" setarch --addr-no-randomize \
 	  $(abspath $(BIN))/python -m pytest -q tests -m sanitize --ignore-glob='tests/test_cuda_*' --capture=sys $(PYTEST_ARGS)
+
+# AVX-512 and AMX in plain code: what is tested are the kernels' masks, tails and shuffles, not the instructions.
+emulated: BUILD = RNN_EXT_EMULATE=avx512
+emulated: $(VENV)/built
+	$(built_copy)
+	set -e; cd build/$@; for set in 'RNN_EXT_ISA=avx512' 'RNN_EXT_ISA=amx RNN_EXT_FLOAT32_PRODUCT=amx'; do \
+	  echo "$$set"; env $(BUILD) $$set $(abspath $(BIN))/python -m pytest -q tests -m sanitize \
+	    --ignore-glob='tests/test_cuda_*' $(PYTEST_ARGS); done
 
 cuda-check: $(VENV)/built
 	$(BIN)/python -m tests.cuda_gate --architectures '$(CUDA_ARCHITECTURES)'

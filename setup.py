@@ -67,7 +67,7 @@ class CMakeBuild(build_ext):
             "RNN_EXT_VERSION": self.distribution.get_version(),
             "RNN_EXT_SANITIZE": os.environ.get("RNN_EXT_SANITIZE", "OFF"),
             "RNN_EXT_SANITIZERS": os.environ.get("RNN_EXT_SANITIZERS", "address,undefined"),
-            "RNN_EXT_EMULATE_TILES": os.environ.get("RNN_EXT_EMULATE_TILES", "OFF"),
+            "RNN_EXT_EMULATE": os.environ.get("RNN_EXT_EMULATE", "OFF"),
             "RNN_EXT_CUDA": "ON" if nvcc else "OFF",
         }
         if nvcc:

@@ -31,7 +31,7 @@ py::dict build_info() {
   info["torch"] = build::torch_version;
   info["torch_abi_target"] = build::torch_abi_target;
   info["sanitizers"] = build::sanitizers;
-  info["tiles"] = build::tiles;
+  info["emulated"] = build::emulated;
   return info;
 }
 
@@ -102,7 +102,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info,
         "How the binary was built: version, compiler, flags, isa_flags (of the kernels, by instruction set), "
         "torch (built against), torch_abi_target (oldest torch it runs on), sanitizers (empty if none), "
-        "tiles (native, or emulated for tests on machines without AMX).");
+        "emulated (for tests on machines without: tiles, or avx512, which has them too; empty if nothing is).");
   m.def("isa", [] { return name(active()); }, "Instruction set in use: the machine's best, capped by RNN_EXT_ISA.");
   m.def("available_isas", &available_isas, "Instruction sets that this machine can run, worst first.");
   m.def("multiplies_bfloat16", &multiplies_bfloat16,

@@ -98,9 +98,9 @@ def test_the_library_carries_the_sanitizers_that_were_asked_for():
 
 
 @pytest.mark.sanitize
-def test_tiles_are_emulated_only_where_that_was_asked_for():
-    asked = os.environ.get("RNN_EXT_EMULATE_TILES") == "ON"
-    assert _C.build_info()["tiles"] == ("emulated" if asked else "native")
+def test_instructions_are_emulated_only_where_that_was_asked_for():
+    asked = os.environ.get("RNN_EXT_EMULATE", "OFF")
+    assert _C.build_info()["emulated"] == ("" if asked == "OFF" else asked)
 
 
 # The package

@@ -7,16 +7,16 @@
 constexpr int kPairRows = 12;   // by two vectors: 24 accumulators of 32 registers
 constexpr int kPairSingle = 4;  // panels side by side where one row alone has too few chains
 
-#define RNN_EXT_BF16 __attribute__((target("avx512bf16")))
-
 // sum += the two products of each pair of a and b. The plain twin, for tests on processors without the instruction,
 // keeps denormal numbers.
 #if defined(RNN_EXT_EMULATE_TILES)
+#define RNN_EXT_BF16
 inline __m512 add_pairs(__m512 sum, __m512i a, __m512i b) {
   const VecF odd = fma((VecF)upper_halves(a), (VecF)upper_halves(b), (VecF)sum);
   return (__m512)fma((VecF)_mm512_slli_epi32(a, 16), (VecF)_mm512_slli_epi32(b, 16), odd);
 }
 #else
+#define RNN_EXT_BF16 __attribute__((target("avx512bf16")))
 RNN_EXT_BF16 inline __m512 add_pairs(__m512 sum, __m512i a, __m512i b) {
   return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
 }

@@ -16,7 +16,7 @@ void load_columns(T* columns, int64_t ld, const T* rows, int64_t stride, int64_t
 template <class T>
 void store_columns(T* rows, int64_t stride, int64_t n, int64_t K, const T* columns, Into into = Into::assign) {
   int64_t k = 0;
-#if defined(__AVX512F__)
+#if defined(RNN_EXT_AVX512)
   if constexpr (sizeof(T) == 4)
     for (; K - k >= kLeastOfSquare; k += 16) {
       __m512i square[16] = {};

@@ -4,7 +4,7 @@
 // Lanes run over k, so the bits differ from those of product(). But they too depend on an element's own row of A and
 // row of W alone: one chain of fma a lane, in the order of k, and one tree over the lanes, whatever the tile.
 
-#if defined(__AVX512F__) || defined(__aarch64__)
+#if defined(RNN_EXT_AVX512) || defined(__aarch64__)
 constexpr int kDotSums = 16;  // of 32 registers
 #else
 constexpr int kDotSums = 8;  // of 16 registers

@@ -1,5 +1,6 @@
 // The tile instructions in plain vector code, under their intrinsics' names: for tests of amx.h on machines without
-// AMX, and under sanitizers, which do not see what a tile instruction reads and writes. RNN_EXT_EMULATE_TILES builds it.
+// AMX, and under sanitizers, which do not see what a tile instruction reads and writes. RNN_EXT_EMULATE=tiles builds it,
+// and RNN_EXT_EMULATE=avx512 does so on emulated_avx512.h.
 //
 // As in Intel's Software Developer's Manual, volume 2, at TDPBF16PS: the even and the odd numbers along k are summed
 // apart, by multiply-adds that count denormal numbers as zero, and both sums are then added to the tile.

@@ -59,6 +59,9 @@ Isa probe() {
   const unsigned saved = saved_registers();
   if (!has(saved, ymm_saved)) return Isa::baseline;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !has(b, bit_AVX2 | bit_BMI2)) return Isa::baseline;
+#if defined(RNN_EXT_EMULATE_AVX512)
+  return Isa::amx;  // AVX2 and its companions are all that the other sets are made of
+#endif
   if (!has(saved, zmm_saved)) return Isa::avx2;
   if (!has(b, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL)) return Isa::avx2;
   // Beside the tiles, AVX-512's conversions are used.

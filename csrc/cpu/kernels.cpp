@@ -26,15 +26,15 @@ namespace {
 #include "transpose.h"
 #include "product.h"
 #include "dot.h"
-#if defined(__AVX512F__)
+#if defined(RNN_EXT_AVX512)
 #include "parts.h"
 #endif
-#if defined(__AMX_BF16__)
+#if defined(RNN_EXT_AMX)
 #if defined(RNN_EXT_EMULATE_TILES)
 #include "emulated_tiles.h"
 #endif
 #include "amx.h"
-#elif defined(__AVX512F__)
+#elif defined(RNN_EXT_AVX512)
 #include "bf16.h"
 #endif
 #include "shares.h"
@@ -54,10 +54,10 @@ namespace {
 // Calls act with the way to multiply that the plan asks for.
 template <class S, class Act>
 auto with_product([[maybe_unused]] const Plan& plan, Act act) {
-#if defined(__AMX_BF16__)
+#if defined(RNN_EXT_AMX)
   if constexpr (sizeof(S) <= sizeof(float))
     if (plan.multiply == Multiply::amx) return act(AmxProduct<S>{});
-#elif defined(__AVX512F__)
+#elif defined(RNN_EXT_AVX512)
   if constexpr (kIsBfloat16<S>)
     if (plan.multiply == Multiply::bf16) return act(Bf16Product{});
 #endif

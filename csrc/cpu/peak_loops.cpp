@@ -2,7 +2,7 @@
 
 namespace rnn_ext::RNN_EXT_ISA_NAMESPACE {
 
-#if defined(__AVX512F__)
+#if defined(RNN_EXT_AVX512)
 inline constexpr int vector_bytes = 64;
 #elif defined(__AVX2__)
 inline constexpr int vector_bytes = 32;

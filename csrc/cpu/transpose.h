@@ -1,6 +1,6 @@
 // Transposes of matrices, by squares that fit into registers.
 
-#if defined(__AVX512F__)
+#if defined(RNN_EXT_AVX512)
 // 16 x 16 lanes of 32 bits.
 inline void transpose(__m512i (&r)[16]) {
   __m512i t[16];

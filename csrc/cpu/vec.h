@@ -1,12 +1,16 @@
 // Vectors of the instruction set that this file is compiled for: GCC/Clang vector extensions, which bring
 // + - * / comparisons and ?:, and the few operations that these lack. Included inside the namespace of the
-// instruction set. `Vec<float>` has kLanes<float> lanes.
+// instruction set. `Vec<float>` has kLanes<float> lanes. CMake defines RNN_EXT_AVX512 for the sets that have it.
+
+#if defined(RNN_EXT_AVX512) && defined(RNN_EXT_EMULATE_AVX512)
+#include "emulated_avx512.h"
+#endif
 
 constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-#if defined(__AVX512F__)
+#if defined(RNN_EXT_AVX512)
 constexpr int kVectorBytes = 64;
 constexpr int kPanelVectors = 4, kTileRows = 6;  // 24 accumulators of 32 registers
 #elif defined(__AVX2__)
@@ -50,7 +54,9 @@ inline Vec<T> splat(T x) {
 // Makes the compiler load v once: it would read from memory again for every use, if there are not many.
 template <class V>
 RNN_EXT_INLINE void stay_in_register(V& v) {
-#if defined(__AVX512F__)
+#if defined(RNN_EXT_EMULATE_AVX512) && defined(RNN_EXT_AVX512)
+  (void)v;  // no register holds it
+#elif defined(RNN_EXT_AVX512)
   asm("" : "+v"(v));
 #elif defined(__x86_64__)
   asm("" : "+x"(v));
@@ -60,7 +66,7 @@ RNN_EXT_INLINE void stay_in_register(V& v) {
 }
 
 // a*b + c, rounded once where the hardware can.
-#if defined(__AVX512F__)
+#if defined(RNN_EXT_AVX512)
 inline VecF fma(VecF a, VecF b, VecF c) { return (VecF)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 inline VecD fma(VecD a, VecD b, VecD c) { return (VecD)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
 #elif defined(__AVX2__)
@@ -75,7 +81,7 @@ inline VecD fma(VecD a, VecD b, VecD c) { return a * b + c; }
 #endif
 
 // 1 / b for finite b that is neither tiny nor huge. A division of 16 lanes is slow: better an estimate, corrected.
-#if defined(__AVX512F__)
+#if defined(RNN_EXT_AVX512)
 inline VecF reciprocal(VecF b) {
   const VecF estimate = (VecF)_mm512_maskz_rcp14_ps(0xffff, (__m512)b);
   return fma(estimate, fma(-b, estimate, splat(1.f)), estimate);
@@ -89,7 +95,7 @@ inline V reciprocal(V b) {
 #endif
 
 // The lesser of two, the second where one is NaN.
-#if defined(__AVX512F__)
+#if defined(RNN_EXT_AVX512)
 inline VecF lesser(VecF a, VecF b) { return (VecF)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b); }
 inline VecD lesser(VecD a, VecD b) { return (VecD)_mm512_maskz_min_pd(0xff, (__m512d)a, (__m512d)b); }
 #elif defined(__AVX2__)
@@ -169,7 +175,7 @@ inline void store(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
-#if defined(__AVX512F__)
+#if defined(RNN_EXT_AVX512)
 inline __mmask16 first_lanes(int64_t n) { return (__mmask16)((1u << n) - 1); }
 inline VecF load(const float* p, int64_t n) {
   return n >= 16 ? load(p) : (VecF)_mm512_maskz_loadu_ps(first_lanes(n), p);
@@ -249,7 +255,7 @@ inline void store(bfloat16* p, VecF v) {  // round to nearest even; NaN keeps a 
   const VecU16 bits = __builtin_convertvector(v == v ? rounded : nan, VecU16);
   __builtin_memcpy(p, &bits, sizeof bits);
 }
-#if defined(__AVX512F__)
+#if defined(RNN_EXT_AVX512)
 inline VecF load(const float16* p) { return (VecF)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
 inline void store(float16* p, VecF v) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
@@ -290,7 +296,7 @@ inline void store(S* p, VecF v, int64_t n) {
 template <class T>
 inline void stream(T* p, Vec<T> v, int64_t n) {
   if (n < kLanes<T> || reinterpret_cast<uintptr_t>(p) % kVectorBytes != 0) return store(p, v, n);
-#if defined(__AVX512F__)
+#if defined(RNN_EXT_AVX512)
   _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
 #elif defined(__AVX2__)
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
