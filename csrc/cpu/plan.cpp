@@ -22,8 +22,9 @@ constexpr int64_t kUnpackedRows = 4;
 constexpr int64_t kCacheBytes = 1536 * 1024, kManySequencesPerWorker = 16;
 // A call of one step, tried out on two AVX-512 cores at H 64 to 512, B 1 to 128: to how many rows dot products with the
 // weights as they lie are faster than packing, and what is worth a second thread. Weights come from a cache that is
-// slower than a core, so that many of them are worth it even with one row.
-constexpr int64_t kTermsPerRow = 12;
+// slower than a core, so that many of them are worth it even with one row. On AVX2 packing is quick for its vectors: there no
+// more than so many rows in float32 (tried out on two cores at H 192 to 512, B 6 to 40).
+constexpr int64_t kTermsPerRow = 12, kRowsOnAvx2 = 10;
 constexpr double kFlopsOfStepForThreads = 1e6, kWeightsForThreads = 1e5;
 // Tiles: tried out at H 32 to 1024, B 8 to 256, one and two threads, all cells. With less, they are not filled, or what
 // it takes to split numbers into parts is not won back.
@@ -115,7 +116,9 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   const int64_t terms = seq.R * kTermsPerRow * (is_half(dtype) ? 4 : 1);  // widened again for every four rows
   const bool pairs = plan.multiply == Multiply::bf16;  // whose weights are packed in no time
   const bool few_rows =
-      seq.R <= kUnpackedRows || (one_step && !frozen && !pairs && terms <= std::min(shape.I, shape.P));
+      seq.R <= kUnpackedRows ||
+      (one_step && !frozen && !pairs && terms <= std::min(shape.I, shape.P) &&
+       (active() != Isa::avx2 || dtype != DType::float32 || seq.R <= kRowsOnAvx2));
   const double step_flops = 2.0 * (gates + shape.projected) * shape.H * shape.P;  // of one sequence and direction
   const double flops = double(seq.R) * shape.L * shape.D * (step_flops + 2.0 * gates * shape.H * shape.I);
   if (plan.multiply == Multiply::fma && (batch_invariant || !few_rows) &&
