@@ -75,17 +75,17 @@ class Recurrent(nn.RNNBase):
     def _at_once(self, input, hx) -> Any:
         """Output and states, a packed call's in the order of its rows, of a call without dropout; None if the kernels
         refuse it or the arguments are not plain."""
-        x, batch_sizes = input, None
+        x, batch_sizes, sorted_indices = input, None, None
         if isinstance(input, PackedSequence):
             x, batch_sizes, sorted_indices, _ = input
-            if hx is not None and sorted_indices is not None:
-                states = (hx,) if self._STATES == 1 else hx
-                if type(states) is not tuple or any(type(state) is not Tensor for state in states):
-                    return None
-                states = tuple(state.index_select(1, sorted_indices) for state in states)
-                hx = states[0] if self._STATES == 1 else states
         if type(x) is not Tensor or (self.dropout != 0 and self._drops()):
             return None
+        if hx is not None and sorted_indices is not None:
+            states = (hx,) if self._STATES == 1 else hx
+            if type(states) is not tuple or any(type(state) is not Tensor for state in states):
+                return None
+            states = tuple(state.index_select(1, sorted_indices) for state in states)
+            hx = states[0] if self._STATES == 1 else states
         stack, state_size = (self.mode, self.num_layers, self.bidirectional), self.proj_size or self.hidden_size
         return at_once(self, x, hx, batch_sizes, self._form(input), self._flat_weights_names, stack, state_size)
 

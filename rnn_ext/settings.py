@@ -67,9 +67,9 @@ class batch_invariant(_Switch):
 
     It is off by default, where on the CPU the same already holds but for two choices that go by the size of the batch.
     Calls with few rows use the weights as they lie and so sum in another order: no more than four rows (sequences times
-    steps), or for a cell and any call of one step a twelfth of the input size and of the hidden size (on AVX2 ten at
-    most in float32, in bfloat16 and float16 a quarter of that, in bfloat16 with AVX512_BF16 four). And where the
-    machine has AMX, large batches multiply on its tiles. On CUDA the order of every sum may follow the batch.
+    steps), or for a cell and any call of one step a twelfth of the input size and of the hidden size (in bfloat16 and
+    float16 a quarter of that; in float32 on AVX2 ten at most, in bfloat16 with AVX512_BF16 four). And where the machine
+    has AMX, large batches multiply on its tiles. On CUDA the order of every sum may follow the batch.
 
     Args:
         enabled: on (the default) or off.
