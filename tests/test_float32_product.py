@@ -34,7 +34,7 @@ def by(product: str, layer, x: torch.Tensor) -> torch.Tensor:
 
 def large_batch() -> tuple[rnn_ext.RNN, torch.Tensor]:
     torch.manual_seed(0)
-    return rnn_ext.RNN(40, 160, nonlinearity="relu"), torch.randn(6, 32, 40)
+    return rnn_ext.RNN(40, 272, nonlinearity="relu"), torch.randn(6, 32, 40)
 
 
 def test_the_product_set_is_the_product_told():
@@ -142,7 +142,7 @@ def test_gradients_of_infinite_outputs_mean_what_they_mean_to_multiply_adds():
     found = {}
     for product in ("fma", "amx"):
         rnn_ext.set_float32_product(product)
-        dy = torch.ones(6, 32, 160)
+        dy = torch.ones(6, 32, layer.hidden_size)
         dy[3, 5, 7] = float("inf")
         found[product] = torch.autograd.grad(layer(x)[0], [x, *layer.parameters()], dy)
     for a, b in zip(found["amx"], found["fma"], strict=True):

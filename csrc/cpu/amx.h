@@ -24,7 +24,12 @@ struct TileUse {
   ~TileUse() { _tile_release(); }
 };
 
-// sum[32, 32] = A B for one panel and up to 32 rows, two tiles by two (or one by two).
+// Blocks of k from which on B comes from a slow cache.
+template <int PB>
+constexpr int64_t kFarDepth = PB == 1 ? 16 : 8;
+
+// sum[32, 32] = A B for one panel and up to 32 rows, two tiles by two (or one by two). Where B is large, its next block is
+// asked for while this one is multiplied: a tile that waits for a slower cache keeps the others waiting.
 template <int PA, int PB, bool kTwo>
 inline void tile_product(const SplitRows<PA>& A, const uint16_t* b, int64_t depth, float* sum) {
   constexpr int64_t kTileSize = kTile * kTileDepth;
@@ -38,13 +43,23 @@ inline void tile_product(const SplitRows<PA>& A, const uint16_t* b, int64_t dept
     _tile_loadd(6, b + (2 * part) * kTileSize, 64);
     _tile_loadd(7, b + (2 * part + 1) * kTileSize, 64);
   };
-  const auto multiply = [] {
+  constexpr int kProducts = PA == 3 && PB == 3 ? 6 : PA == 2 && PB == 2 ? 3 : PA;  // of parts
+  const bool asks = depth >= kFarDepth<PB>;
+  const uint16_t* ahead = b + PB * 2 * kTileSize;
+  const auto ask = [&] {
+    if (!asks) return;
+    constexpr int kLines = PB * 2 * kTile / (2 * kProducts);
+#pragma GCC unroll 16
+    for (int i = 0; i < kLines; ++i) __builtin_prefetch(ahead + i * kTileDepth);
+    ahead += kLines * kTileDepth;
+  };
+  const auto multiply = [&] {
     _tile_dpbf16ps(0, 4, 6);
+    if constexpr (kTwo) _tile_dpbf16ps(2, 5, 6);
+    ask();
+    if constexpr (kTwo) _tile_dpbf16ps(3, 5, 7);
     _tile_dpbf16ps(1, 4, 7);
-    if constexpr (kTwo) {
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
+    ask();
   };
   asm volatile("" ::: "memory");  // GCC does not know that the tile loads read memory
   _tile_zero(0);

@@ -27,9 +27,12 @@ constexpr int64_t kCacheBytes = 1536 * 1024, kManySequencesPerWorker = 16;
 constexpr int64_t kTermsPerRow = 12, kRowsOnAvx2 = 10;
 constexpr double kFlopsOfStepForThreads = 1e6, kWeightsForThreads = 1e5;
 // Tiles: tried out at H 32 to 1024, B 8 to 256, one and two threads, all cells. With less, they are not filled, or what
-// it takes to split numbers into parts is not won back.
+// it takes to split numbers into parts is not won back: three parts of float32 take more to win back.
 constexpr int64_t kTileSequences = 16, kTileUnits = 128, kTileStates = 4096;
-constexpr double kFlopsForHiddenSplitOfTiles = 6e6;  // one step, where a worker would have less than a tile of sequences
+constexpr int64_t kTileUnitsOfFloat32 = 224, kTileSumsOfFloat32 = 8192;
+// One step, where a worker would have less than one tile of sequences, and less than two: then twice as much of a weight
+// must be read for as many products. Tried out at H 128 to 512, B 32 and 48, two threads, all cells.
+constexpr double kFlopsForHiddenSplitOfTiles = 6e6, kFlopsForHiddenSplitOfTwoTiles = 1e7;
 constexpr int64_t kChunkBytes = 2 * 1024 * 1024;
 // By sequence: where it takes fewer vectors, or not more in layers of few weights. Tried out at H 3 to 200, I 1 to 128, B 4
 // to 256, all cells, one and two threads. Inputs must be one block of a sum, and not so many that turning rows into columns
@@ -55,7 +58,7 @@ int64_t steps_for(const Sequences& seq, int64_t rows) {
 
 std::atomic<Float32Product> chosen_product = Float32Product::automatic;
 
-Multiply multiply_for(const Sequences& seq, const Shape& shape, DType dtype, bool batch_invariant) {
+Multiply multiply_for(const Sequences& seq, const Shape& shape, int gates, DType dtype, bool batch_invariant) {
   // Faster at every shape tried, H 32 to 1024, B 1 to 128, all cells.
   if (dtype == DType::bfloat16 && multiplies_bfloat16() && float32_product() == Float32Product::automatic)
     return Multiply::bf16;
@@ -63,8 +66,11 @@ Multiply multiply_for(const Sequences& seq, const Shape& shape, DType dtype, boo
   if (float32_product() != Float32Product::automatic)
     return float32_product() == Float32Product::amx ? Multiply::amx : Multiply::fma;
   // A packed batch shrinks as it goes: what counts is its mean.
-  const bool worth_it = seq.R >= kTileSequences * seq.T && shape.H >= kTileUnits && seq.R * shape.H >= kTileStates * seq.T;
-  return worth_it && !batch_invariant ? Multiply::amx : Multiply::fma;
+  const int64_t states = seq.R * shape.H;
+  const bool worth_it = dtype == DType::float32
+                            ? shape.H >= kTileUnitsOfFloat32 && gates * states >= kTileSumsOfFloat32 * seq.T
+                            : shape.H >= kTileUnits && states >= kTileStates * seq.T;
+  return worth_it && seq.R >= kTileSequences * seq.T && !batch_invariant ? Multiply::amx : Multiply::fma;
 }
 
 bool is_half(DType dtype) { return dtype == DType::bfloat16 || dtype == DType::float16; }
@@ -101,7 +107,7 @@ Float32Product float32_product() { return chosen_product; }
 Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype, int threads, bool batch_invariant,
                bool frozen) {
   Plan plan;
-  plan.multiply = multiply_for(seq, shape, dtype, batch_invariant);
+  plan.multiply = multiply_for(seq, shape, gates, dtype, batch_invariant);
   // Chunks come before threads: their borders decide the order of sums in the gradients of the weights. Forward, a
   // chunk should be long enough that swapping W_ih for W_hh in the caches pays, and there should be several for the
   // pipeline. Backward, the gradients of the weights, read and written once per chunk, want a chunk no shorter than
@@ -149,9 +155,10 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   const bool tiles = plan.multiply == Multiply::amx;
   const int64_t weight_bytes = row_bytes * shape.P / (pairs ? 2 : 1);
   const bool streams = !tiles && weight_bytes > kCacheBytes;
-  const bool few = seq.B < (tiles ? kTileSequences : kSequencesPerWorker) * workers ||
+  const bool few = seq.B < (tiles ? 2 * kTileSequences : kSequencesPerWorker) * workers ||
                    (streams && seq.B <= kManySequencesPerWorker * workers);
-  const double enough = tiles ? kFlopsForHiddenSplitOfTiles
+  const bool one_tile = seq.B < kTileSequences * workers;
+  const double enough = tiles ? (one_tile ? kFlopsForHiddenSplitOfTiles : kFlopsForHiddenSplitOfTwoTiles)
                               : (seq.B == 1 ? kFlopsForHiddenSplitOfOne : kFlopsForHiddenSplit) * workers;
   const bool layers = shape.L > 1 && shape.D == 1 && plan.weights == Weights::packed && seq.T >= kWavefrontTime &&
                       seq.B <= (shape.projected ? kWavefrontSequencesProjected : kWavefrontSequences);
