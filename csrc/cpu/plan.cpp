@@ -29,7 +29,8 @@ constexpr double kFlopsOfStepForThreads = 1e6, kWeightsForThreads = 1e5;
 // Tiles: tried out at H 32 to 1024, B 8 to 256, one and two threads, all cells. With less, they are not filled, or what
 // it takes to split numbers into parts is not won back: three parts of float32 take more to win back.
 constexpr int64_t kTileSequences = 16, kTileUnits = 128, kTileStates = 4096;
-constexpr int64_t kTileUnitsOfFloat32 = 224, kTileSumsOfFloat32 = 8192;
+// A step alone uses what is split of the weights once: tried out at H 512, B 32 to 256, RNN and LSTM.
+constexpr int64_t kTileUnitsOfFloat32 = 224, kTileSumsOfFloat32 = 8192, kTileRowsOfOneStep = 128;
 // One step, where a worker would have less than one tile of sequences, and less than two: then twice as much of a weight
 // must be read for as many products. Tried out at H 128 to 512, B 32 and 48, two threads, all cells.
 constexpr double kFlopsForHiddenSplitOfTiles = 6e6, kFlopsForHiddenSplitOfTwoTiles = 1e7;
@@ -68,7 +69,8 @@ Multiply multiply_for(const Sequences& seq, const Shape& shape, int gates, DType
   // A packed batch shrinks as it goes: what counts is its mean.
   const int64_t states = seq.R * shape.H;
   const bool worth_it = dtype == DType::float32
-                            ? shape.H >= kTileUnitsOfFloat32 && gates * states >= kTileSumsOfFloat32 * seq.T
+                            ? shape.H >= kTileUnitsOfFloat32 && gates * states >= kTileSumsOfFloat32 * seq.T &&
+                                  (seq.T > 1 || seq.R >= kTileRowsOfOneStep)
                             : shape.H >= kTileUnits && states >= kTileStates * seq.T;
   return worth_it && seq.R >= kTileSequences * seq.T && !batch_invariant ? Multiply::amx : Multiply::fma;
 }
