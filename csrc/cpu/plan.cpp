@@ -26,14 +26,15 @@ constexpr int64_t kCacheBytes = 1536 * 1024, kManySequencesPerWorker = 16;
 // more than so many rows in float32 (tried out on two cores at H 192 to 512, B 6 to 40).
 constexpr int64_t kTermsPerRow = 12, kRowsOnAvx2 = 10;
 constexpr double kFlopsOfStepForThreads = 1e6, kWeightsForThreads = 1e5;
-// Tiles: tried out at H 32 to 1024, B 8 to 256, one and two threads, all cells. With less, they are not filled, or what
-// it takes to split numbers into parts is not won back: three parts of float32 take more to win back.
+// Tiles: tried out at H 32 to 1024, B 1 to 256, one and two threads, all cells. With less, they are not filled, or what it
+// takes to split numbers into parts is not won back: three parts of float32 take most of that, bfloat16 nothing. A single
+// step in float32 uses what is split of the weights once.
 constexpr int64_t kTileSequences = 16, kTileUnits = 128, kTileStates = 4096;
-// A step alone uses what is split of the weights once: tried out at H 512, B 32 to 256, RNN and LSTM.
+constexpr int64_t kTileSequencesOfBfloat16 = 4, kTileUnitsOfBfloat16 = 64, kTileStatesOfBfloat16 = 1024;
 constexpr int64_t kTileUnitsOfFloat32 = 224, kTileSumsOfFloat32 = 8192, kTileRowsOfOneStep = 128;
 // One step, where a worker would have less than one tile of sequences, and less than two: then twice as much of a weight
-// must be read for as many products. Tried out at H 128 to 512, B 32 and 48, two threads, all cells.
-constexpr double kFlopsForHiddenSplitOfTiles = 6e6, kFlopsForHiddenSplitOfTwoTiles = 1e7;
+// must be read for as many products. Tried out at H 128 to 512, B 4 to 48, two threads, all cells.
+constexpr double kFlopsForHiddenSplitOfTiles = 1e6, kFlopsForHiddenSplitOfTwoTiles = 1e7;
 constexpr int64_t kChunkBytes = 2 * 1024 * 1024;
 // By sequence: where it takes fewer vectors, or not more in layers of few weights. Tried out at H 3 to 200, I 1 to 128, B 4
 // to 256, all cells, one and two threads. Inputs must be one block of a sum, and not so many that turning rows into columns
@@ -67,12 +68,16 @@ Multiply multiply_for(const Sequences& seq, const Shape& shape, int gates, DType
   if (float32_product() != Float32Product::automatic)
     return float32_product() == Float32Product::amx ? Multiply::amx : Multiply::fma;
   // A packed batch shrinks as it goes: what counts is its mean.
-  const int64_t states = seq.R * shape.H;
-  const bool worth_it = dtype == DType::float32
-                            ? shape.H >= kTileUnitsOfFloat32 && gates * states >= kTileSumsOfFloat32 * seq.T &&
-                                  (seq.T > 1 || seq.R >= kTileRowsOfOneStep)
-                            : shape.H >= kTileUnits && states >= kTileStates * seq.T;
-  return worth_it && seq.R >= kTileSequences * seq.T && !batch_invariant ? Multiply::amx : Multiply::fma;
+  const int64_t H = shape.H, states = seq.R * H, T = seq.T;
+  const auto worth_it = [&] {
+    if (dtype == DType::bfloat16)
+      return seq.R >= kTileSequencesOfBfloat16 * T && H >= kTileUnitsOfBfloat16 &&
+             states >= (H < kTileUnits ? 2 : 1) * kTileStatesOfBfloat16 * T;
+    if (seq.R < kTileSequences * T) return false;
+    if (dtype == DType::float16) return H >= kTileUnits && states >= kTileStates * T;
+    return H >= kTileUnitsOfFloat32 && gates * states >= kTileSumsOfFloat32 * T && (T > 1 || seq.R >= kTileRowsOfOneStep);
+  };
+  return !batch_invariant && worth_it() ? Multiply::amx : Multiply::fma;
 }
 
 bool is_half(DType dtype) { return dtype == DType::bfloat16 || dtype == DType::float16; }
