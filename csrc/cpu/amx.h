@@ -45,10 +45,10 @@ inline void tile_product(const SplitRows<PA>& A, const uint16_t* b, int64_t dept
   };
   constexpr int kProducts = PA == 3 && PB == 3 ? 6 : PA == 2 && PB == 2 ? 3 : PA;  // of parts
   const bool asks = depth >= kFarDepth<PB>;
-  const uint16_t* ahead = b + PB * 2 * kTileSize;
+  const uint16_t* ahead = nullptr;
   const auto ask = [&] {
     if (!asks) return;
-    constexpr int kLines = PB * 2 * kTile / (2 * kProducts);
+    constexpr int kLines = (PB * kTile + kProducts - 1) / kProducts;  // twice for each product
 #pragma GCC unroll 16
     for (int i = 0; i < kLines; ++i) __builtin_prefetch(ahead + i * kTileDepth);
     ahead += kLines * kTileDepth;
@@ -67,6 +67,7 @@ inline void tile_product(const SplitRows<PA>& A, const uint16_t* b, int64_t dept
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t block = 0; block < depth; ++block) {
+    ahead = b + PB * 2 * kTileSize;
     if constexpr (PA == 3 && PB == 3) {  // an order in which most tiles that a product needs are already there
       rows(2), columns(0), multiply();
       rows(1), multiply();
