@@ -22,7 +22,7 @@ _PLANS = {
     "by sequence": "a vector holds one hidden unit of many sequences, and each thread runs its own sequences",
     "serial": "too little work for a second thread",
     "pipeline": "one thread runs the time loop, the others the large products of the neighbouring steps",
-    "batch split": "each thread runs its own sequences",
+    "batch split": "each thread runs its own sequences, a faster one more of them",
     "hidden split": "each thread runs its own hidden units, with a barrier every step",
     "layer wavefront": "the layers run at the same time, each some steps behind the one before it",
     "direction split": "each thread runs one direction",

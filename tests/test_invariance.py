@@ -307,6 +307,46 @@ for plan, make, shape in (
     assert one == two == four
 
 
+@pytest.mark.sanitize
+@each_layer
+@each_dtype
+def test_shares_that_follow_the_pace_of_threads_change_no_bit(layer, dtype):
+    """More threads than cores get on differently, and many chunks let their shares follow."""
+    batch = Batch(layer, (80, 24, 20, 48), dtype)
+    torch.set_num_threads(1)
+    expected = batch.run()
+    for threads in (2, 3, 5):
+        torch.set_num_threads(threads)
+        assert batch.plan() == "batch split"
+        for _ in range(3):
+            assert_bitwise_equal(batch.run(), expected)
+
+
+def test_who_is_slower_gets_a_smaller_share_until_all_take_as_long():
+    speeds = [4.0, 2.0, 1.0]
+    shares = [1 / 3, 1 / 3, 1 / 3]
+    for _ in range(20):
+        shares = rnn_ext._C.next_shares(shares, [round(1e6 * share / speed) for share, speed in zip(shares, speeds)])
+        assert sum(shares) == pytest.approx(1)
+    times = [share / speed for share, speed in zip(shares, speeds)]
+    assert max(times) < 1.06 * min(times)
+
+
+def test_shares_stay_where_threads_are_about_as_fast_or_no_clock_runs():
+    for busy in ([100, 105], [100, 0], [0, 0]):
+        assert rnn_ext._C.next_shares([0.4, 0.6], busy) == [0.4, 0.6]
+
+
+def test_a_thread_that_is_held_up_keeps_a_share_by_which_it_can_recover():
+    shares = [0.5, 0.5]
+    for _ in range(20):
+        shares = rnn_ext._C.next_shares(shares, [1, 10**9])
+    assert shares[1] == pytest.approx(0.1, rel=0.1)
+    for _ in range(20):
+        shares = rnn_ext._C.next_shares(shares, [round(1e6 * share) for share in shares])
+    assert shares == pytest.approx([0.5, 0.5], rel=0.06)
+
+
 @each_meeting(3, layer=LAYERS, dtype=DTYPES, shape=SHAPES, threads=[1, 2, 3])
 def test_the_same_call_twice_gives_the_same_bits(layer, dtype, shape, threads):
     torch.set_num_threads(threads)

@@ -61,10 +61,12 @@ class Backward {
     sums = w.take_shared<T>(s.D > 1 ? args.plan.threads * chunk_rows * Product::kWidth : 0);
     for (T*& dx : dx_below) dx = w.take_shared<T>(s.L > 1 ? args.seq.R * s.D * P : 0);
     progress = w.take_shared<Progress>(by_layer ? s.L : 0);
+    paces = w.take_shared<Pace>(Balance::paces(args.plan));
   }
 
   size_t workspace_bytes() const { return workspace.used; }
   Progress* progress_of_layers() const { return progress; }
+  Pace* paces_of_workers() const { return paces; }
 
   // What must be done before the last chunk.
   void prepare(const L& layer, const Team& team) {
@@ -280,4 +282,5 @@ class Backward {
   T* sums;  // [workers, rows of a chunk, width of a panel]: of one direction, for dx
   T* dx_below[2];
   Progress* progress;
+  Pace* paces;
 };

@@ -66,10 +66,12 @@ class Forward {
       z.rows = w.take<const S*>(workers() * chunk_rows);
     }
     progress = w.take_shared<Progress>(by_layer ? s.L : 0);
+    paces = w.take_shared<Pace>(Balance::paces(args.plan));
   }
 
   size_t workspace_bytes() const { return workspace.used; }
   Progress* progress_of_layers() const { return progress; }
+  Pace* paces_of_workers() const { return paces; }
 
   // The packed weights of all layers, for args.kept.
   size_t kept_bytes() const { return weights.kept_bytes(); }
@@ -317,4 +319,5 @@ class Forward {
   bool streams_y, streams_tape;
   Direction direction[2];
   Progress* progress;
+  Pace* paces;
 };

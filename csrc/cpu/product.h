@@ -253,6 +253,7 @@ struct FmaProduct {
   static constexpr bool kAnyRows = true;   // rows of a left operand may be any distance apart
   static constexpr int64_t kWidth = kPanelWidth<T>, kSingle = kSinglePanels;
   static constexpr int64_t kRowUnit = kTileRows, kUnit = kLanes<T>;  // rows and columns that workers share out
+  static constexpr int64_t kSequenceUnit = 1;  // and sequences, where shares are unequal
   static constexpr int64_t kInputRows = kWithoutLimit;  // rows of an input that are made an operand at once
   // Of a weight gradient: bytes of its right side that are packed at once, and rows of its left side at a time.
   static constexpr int64_t kRightBytes = kNarrowPanels ? kGroupBytes : 0, kLeftRows = kWithoutLimit;

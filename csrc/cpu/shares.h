@@ -33,13 +33,46 @@ struct Roles {
 };
 
 // Where sequences are split among workers. A packed batch is dealt out in turn: its sequences end at different steps, the
-// longest first, and at every step each worker should have as many as the others.
+// longest first, and at every step each worker should have as many as the others. Where there are tiles to fill, unequal
+// shares are whole ones, and of less than two a worker equal.
 template <class Product>
 Part sequences_of(const Team& team, const Sequences& seq) {
   if (seq.batch_sizes && Product::kAnyRows) return {team.rank, team.size, seq.B};
-  const Range part = team.part(seq.B);
+  const bool equal = !team.paces || seq.B < 2 * Product::kSequenceUnit * team.size;
+  const Range part = equal ? Team{team.rank, team.size}.part(seq.B) : team.part(seq.B, Product::kSequenceUnit);
   return {part.begin, 1, part.end};
 }
+
+// Shares of a batch split that follow how long each worker took for its last one: cores differ, and others may be at work
+// on them. A worker then has other sequences than before; no result depends on who computes it.
+struct Balance {
+  Team team;  // shares work out so
+
+  Balance(const Team& all, const Plan& plan, Pace* paces) : team(all) {
+    if (!follows(plan) || all.size == 1) return;
+    const double equal = 1.0 / all.size;
+    team.paces = paces;
+    paces[team.rank] = {team.rank * equal, equal, 0, 0};
+    if (team.rank == 0) paces[team.size] = {1, 0, 0, 0};
+    since = ticks();
+  }
+
+  static bool follows(const Plan& plan) { return plan.split == Split::batch && !plan.split_directions; }
+  static int64_t paces(const Plan& plan) { return follows(plan) ? plan.threads + 1 : 0; }
+
+  // Waits until all have done their shares; from then on these may be others.
+  void wait() {
+    if (!team.paces) return team.wait();
+    Pace& mine = team.paces[team.rank];
+    mine.busy = ticks() - since - mine.idle;
+    team.barrier->wait(team.size, [this] { share_by_pace(team.paces, team.size); });
+    mine.idle = 0;
+    since = ticks();
+  }
+
+ private:
+  int64_t since = 0;
+};
 
 template <class Product>
 constexpr int64_t panel_count(int64_t columns) {

@@ -2,30 +2,32 @@
 
 // One layer after the other.
 template <class Pass>
-void run_layers(const ForwardArgs& args, const typename Pass::CellOf& cell, const Team& team) {
+void run_layers(const ForwardArgs& args, const typename Pass::CellOf& cell, const Team& all) {
   Pass pass(args, cell);
-  const Roles roles(team, args.plan, args.shape.D);
+  Balance balance(all, args.plan, pass.paces_of_workers());
+  const Roles roles(balance.team, args.plan, args.shape.D);
   const Chunks chunks{args.seq.T, args.plan.forward_steps};
   for (int64_t l = 0; l < args.shape.L; ++l) {
     const typename Pass::L layer{args, l};
-    pass.prepare(layer, team);
-    team.wait();
-    pass.project_input(layer, chunks[0], team);
-    team.wait();
+    pass.prepare(layer, all);
+    balance.wait();
+    pass.project_input(layer, chunks[0], balance.team);
+    balance.wait();
     for (int64_t c = 0; c < chunks.count(); ++c) {
       if (roles.loop.size > 0)
         for (int64_t i = 0; i < roles.directions; ++i)
           pass.loop(layer, roles.first_direction + i, chunks[c], roles.loop);
       if (c + 1 < chunks.count() && roles.products.size > 0) pass.project_input(layer, chunks[c + 1], roles.products);
-      team.wait();
+      balance.wait();
     }
   }
 }
 
 template <class Pass>
-void run_layers(const BackwardArgs& args, const typename Pass::CellOf& cell, const Team& team) {
+void run_layers(const BackwardArgs& args, const typename Pass::CellOf& cell, const Team& all) {
   Pass pass(args, cell);
-  const Roles roles(team, args.plan, args.shape.D);
+  Balance balance(all, args.plan, pass.paces_of_workers());
+  const Roles roles(balance.team, args.plan, args.shape.D);
   const Chunks chunks{args.seq.T, args.plan.backward_steps};
   const auto products = [&](const typename Pass::L& layer, Chunk c, const Team& team) {
     for (int64_t d = 0; d < args.shape.D; ++d) {
@@ -36,17 +38,17 @@ void run_layers(const BackwardArgs& args, const typename Pass::CellOf& cell, con
   };
   for (int64_t l = args.shape.L - 1; l >= 0; --l) {
     const typename Pass::L layer{args, l};
-    pass.prepare(layer, team);
-    team.wait();
+    pass.prepare(layer, all);
+    balance.wait();
     for (int64_t c = chunks.count() - 1; c >= 0; --c) {
       if (roles.loop.size > 0)
         for (int64_t i = 0; i < roles.directions; ++i)
           pass.loop(layer, roles.first_direction + i, chunks[c], {chunks[c].begin, chunks[c].end}, roles.loop);
       if (c + 1 < chunks.count() && roles.products.size > 0) products(layer, chunks[c + 1], roles.products);
-      team.wait();
+      balance.wait();
     }
-    products(layer, chunks[0], team);
-    team.wait();
+    products(layer, chunks[0], balance.team);
+    balance.wait();
   }
 }
 
