@@ -8,6 +8,7 @@
 constexpr int64_t kBlock = 256;
 constexpr int64_t kFewTerms = 16;             // so few that reading and writing C is most of a product
 constexpr int64_t kNearBytes = 32 * 1024;     // what stays in a core's first cache anyway
+constexpr int64_t kTermsAhead = 12;           // of B, that are asked for where it is not in that cache
 constexpr int64_t kBytesToCopy = 512 * 1024;  // of da, from which its transpose is worth a copy
 // A panel of less than four cache lines uses A so little that its rows should come from a near cache: a group of them
 // meets all panels before the next one does. And rows of B as they lie, this far apart, are too many for its sets.
@@ -120,11 +121,16 @@ __attribute__((noinline)) void tile(int64_t K, const T* A, int64_t lda, bool far
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) sum[m][v] = Vec<T>{};
+  const bool far_B = K * V * kVectorBytes >= 2 * kNearBytes;
   for (int64_t k = 0; k < K; ++k) {
     if constexpr (M == kTileRows && !kTransposedA)
       if (far && k % (64 / sizeof(T)) == 0)
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) __builtin_prefetch(A + (M + m) * lda + k, 0, 2);  // of the next tile
+    if constexpr (!kNarrowPanels && M > 1 && V == kPanelVectors && !kTransposedA)
+      if (far_B)
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) __builtin_prefetch(B.last + (k + kTermsAhead) * B.ld_last + v * kLanes<T>);
     Vec<T> b[V];
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) {
