@@ -119,7 +119,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", [] { return name(active()); }, "Instruction set in use: the machine's best, capped by RNN_EXT_ISA.");
   m.def("available_isas", &available_isas, "Instruction sets that this machine can run, worst first.");
   m.def("multiplies_bfloat16", &multiplies_bfloat16,
-        "Whether bfloat16 is multiplied by AVX512_BF16: the set in use is avx512 and the processor has it.");
+        "Whether bfloat16 is multiplied by AVX512_BF16: the set in use is avx512 and the processor has it, and quickly.");
   py::dict cells;
   for (const NamedCell& facts : cell_facts) cells[facts.mode] = py::make_tuple(facts.gates, facts.states, facts.tape);
   m.attr("cells") = cells;  // by mode: weight rows per hidden unit, states, numbers per unit that backward needs

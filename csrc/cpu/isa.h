@@ -17,7 +17,7 @@ Isa detect();
 // cap_error() says so, and the module refuses to load.
 Isa active();
 
-// Whether the set in use is avx512 and the processor has AVX512_BF16 beside it, which bf16.h needs.
+// Whether the set in use is avx512 and the processor has AVX512_BF16 beside it, which bf16.h needs, at a rate that pays.
 bool multiplies_bfloat16();
 
 // Null if RNN_EXT_ISA is unset, empty or names an instruction set; else what is wrong with it and what would be right.
