@@ -118,11 +118,12 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   // Chunks come before threads: their borders decide the order of sums in the gradients of the weights. Forward, a
   // chunk should be long enough that swapping W_ih for W_hh in the caches pays, and there should be several for the
   // pipeline. Backward, the gradients of the weights, read and written once per chunk, want a chunk no shorter than
-  // they are wide.
+  // they are wide; but operands of tiles, three times six bytes for each number of da, should not outgrow what torch takes.
   const int64_t row_bytes = std::max<int64_t>(gates * shape.H * computed_bytes(dtype), 1);
   const int64_t forward_rows = std::clamp<int64_t>(kChunkBytes / row_bytes, 64, 1024);
   plan.forward_steps = steps_for(seq, std::min(forward_rows, std::max<int64_t>(seq.R / 8, 64)));
-  int64_t backward_rows = std::clamp<int64_t>(shape.H, 256, 1024);
+  const int64_t most_rows = plan.multiply == Multiply::amx ? 512 : 1024;
+  int64_t backward_rows = std::clamp<int64_t>(shape.H, 256, most_rows);
   if (shape.H < 64) backward_rows = std::clamp<int64_t>(seq.R / 4, 64, backward_rows);  // little memory
   plan.backward_steps = steps_for(seq, backward_rows);
   const bool one_step = seq.T == 1;
