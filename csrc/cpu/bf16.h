@@ -1,5 +1,6 @@
 // Matrix products of bfloat16 numbers by AVX512_BF16's vdpbf16ps: each lane of a sum takes two products at once, which
-// is twice the rate of FmaProduct where isa.cpp finds it quick. The instruction is reached in this file alone, and only where the processor has it.
+// is twice the rate of FmaProduct where isa.cpp finds it quick. The instruction is reached in this file alone, and only
+// where the processor has it.
 //
 // The order of every sum is fixed, as in product.h: one chain over pairs of k from zero for each element, then added to
 // C. Numbers below 2^-126 count as zero: so does the instruction. Infinity and NaN keep their meaning.
