@@ -68,8 +68,8 @@ class batch_invariant(_Switch):
     It is off by default, where on the CPU the same already holds but for two choices that go by the size of the batch.
     Calls with few rows use the weights as they lie and so sum in another order: no more than four rows (sequences times
     steps), or for a cell and any call of one step a twelfth of the input size and of the hidden size (in bfloat16 and
-    float16 a quarter of that; in float32 on AVX2 ten at most, in bfloat16 with AMD's AVX512_BF16 four). And where the machine
-    has AMX, large batches multiply on its tiles. On CUDA the order of every sum may follow the batch.
+    float16 a quarter of that; in float32 on AVX2 ten at most, in bfloat16 with AMD's AVX512_BF16 four). And where the
+    machine has AMX, large batches multiply on its tiles. On CUDA the order of every sum may follow the batch.
 
     Args:
         enabled: on (the default) or off.
@@ -145,8 +145,8 @@ def set_float32_product(product: str) -> None:
     On AMX tiles a float32 number is taken apart into three bfloat16 numbers, whose six leading products are summed in
     float32: faster for batches, and closer to float64 than a chain of multiply-adds. Numbers below 2^-110 lose digits
     there and those below 2^-126 count as zero. A float16 number is exactly two of them, and three products are summed.
-    Where the instruction set in use is avx512 and the processor is AMD's with AVX512_BF16, bfloat16 is multiplied by its
-    vdpbf16ps, at twice the rate of multiply-adds; numbers below 2^-126 count as zero there too. The environment
+    Where the instruction set in use is avx512 and the processor is AMD's with AVX512_BF16, bfloat16 is multiplied by
+    its vdpbf16ps, at twice the rate of multiply-adds; numbers below 2^-126 count as zero there too. The environment
     variable RNN_EXT_FLOAT32_PRODUCT sets it at import.
 
     Args:

@@ -14,7 +14,7 @@ from tests.tolerances import assert_close
 needs_tiles = pytest.mark.skipif(rnn_ext._C.isa() != "amx", reason="the instruction set in use has no AMX tiles")
 
 needs_pairs = pytest.mark.skipif(
-    not rnn_ext._C.multiplies_bfloat16(), reason="the instruction set in use is not avx512, or without a quick AVX512_BF16"
+    not rnn_ext._C.multiplies_bfloat16(), reason="the instruction set in use is not avx512, or has no quick AVX512_BF16"
 )
 
 

@@ -44,7 +44,7 @@ struct Barrier {
   alignas(64) int phase = 0;
 
   RNN_EXT_INLINE void wait(int size) {
-    wait(size, [] {});
+    wait(size, []() __attribute__((always_inline)) {});
   }
   // The last one to come calls before_all() ahead of all that comes after the barrier.
   template <class Act>
@@ -90,25 +90,23 @@ struct alignas(64) Pace {
 RNN_EXT_INLINE void share_by_pace(Pace* paces, int size) {
   constexpr double kAlike = 1.06;  // the slowest may take so much longer: what is shared out comes in pieces
   constexpr double kLeast = 0.2;   // of an equal share: who was held up once must be able to show that it is over
-  const auto each = [&](auto act) {
-    for (Pace* p = paces; p < paces + size; ++p) act(*p);
-  };
+  Pace* const end = paces + size;
   long most = paces->busy, least = most;
   double pace = 0, sum = 0, before = 0;
-  each([&](const Pace& p) {
-    if (p.busy > most) most = p.busy;
-    if (p.busy < least) least = p.busy;
-    pace += p.share / double(p.busy);
-  });
+  for (Pace* p = paces; p < end; ++p) {
+    if (p->busy > most) most = p->busy;
+    if (p->busy < least) least = p->busy;
+    pace += p->share / double(p->busy);
+  }
   if (least <= 0 || double(most) < kAlike * double(least)) return;
-  each([&](Pace& p) {
-    const double share = (p.share + p.share / double(p.busy) / pace) / 2;
-    sum += p.share = share < kLeast / size ? kLeast / size : share;
-  });
-  each([&](Pace& p) {
-    p.before = before;
-    before += p.share /= sum;
-  });
+  for (Pace* p = paces; p < end; ++p) {
+    const double share = (p->share + p->share / double(p->busy) / pace) / 2;
+    sum += p->share = share < kLeast / size ? kLeast / size : share;
+  }
+  for (Pace* p = paces; p < end; ++p) {
+    p->before = before;
+    before += p->share /= sum;
+  }
 }
 
 // A worker's view of the workers that run the same code: its rank among them, and ways to share work out.
@@ -126,20 +124,21 @@ struct Team {
   }
 
   // This worker's part of [0, n), in multiples of `unit`.
-  RNN_EXT_INLINE Range part(long n, long unit = 1) const {
-    const long units = (n + unit - 1) / unit;
-    const auto border = [&](int r) {
-      const long at = (paces ? long(double(units) * paces[r].before + 0.5) : units * r / size) * unit;
-      return at < n ? at : n;
-    };
-    return {border(rank), border(rank + 1)};
-  }
+  RNN_EXT_INLINE Range part(long n, long unit = 1) const { return {border(rank, n, unit), border(rank + 1, n, unit)}; }
 
   // The team of one direction when each direction gets half of the workers.
   RNN_EXT_INLINE int half_of() const { return rank < (size + 1) / 2 ? 0 : 1; }
   RNN_EXT_INLINE Team half() const {
     const int first = (size + 1) / 2, which = half_of();
     return which == 0 ? Team{rank, first, barrier + 1} : Team{rank - first, size - first, barrier + 2};
+  }
+
+ private:
+  // Where the part of worker r begins.
+  RNN_EXT_INLINE long border(int r, long n, long unit) const {
+    const long units = (n + unit - 1) / unit;
+    const long at = (paces ? long(double(units) * paces[r].before + 0.5) : units * r / size) * unit;
+    return at < n ? at : n;
   }
 };
 
