@@ -32,6 +32,7 @@ constexpr double kFlopsOfStepForThreads = 1e6, kWeightsForThreads = 1e5;
 constexpr int64_t kTileSequences = 16, kTileUnits = 128, kTileStates = 4096;
 constexpr int64_t kTileSequencesOfBfloat16 = 4, kTileUnitsOfBfloat16 = 64, kTileStatesOfBfloat16 = 1024;
 constexpr int64_t kTileUnitsOfFloat32 = 224, kTileSumsOfFloat32 = 8192, kTileRowsOfOneStep = 128;
+constexpr double kFullTiles = 0.9;  // of sequences and units of a step: an empty part takes as long as a full one
 // One step, where a worker would have less than one tile of sequences, and less than two: then twice as much of a weight
 // must be read for as many products. Tried out at H 128 to 512, B 4 to 48, two threads, all cells.
 constexpr double kFlopsForHiddenSplitOfTiles = 1e6, kFlopsForHiddenSplitOfTwoTiles = 1e7;
@@ -58,6 +59,9 @@ int64_t steps_for(const Sequences& seq, int64_t rows) {
   return std::clamp<int64_t>((rows + seq.B - 1) / std::max<int64_t>(seq.B, 1), 1, std::max<int64_t>(seq.T, 1));
 }
 
+int64_t blocks(int64_t numbers, int64_t block) { return (numbers + block - 1) / block; }
+double filled(int64_t numbers, int64_t block) { return double(numbers) / double(blocks(numbers, block) * block); }
+
 std::atomic<Float32Product> chosen_product = Float32Product::automatic;
 
 Multiply multiply_for(const Sequences& seq, const Shape& shape, int gates, DType dtype, bool batch_invariant) {
@@ -75,7 +79,10 @@ Multiply multiply_for(const Sequences& seq, const Shape& shape, int gates, DType
              states >= (H < kTileUnits ? 2 : 1) * kTileStatesOfBfloat16 * T;
     if (seq.R < kTileSequences * T) return false;
     if (dtype == DType::float16) return H >= kTileUnits && states >= kTileStates * T;
-    return H >= kTileUnitsOfFloat32 && gates * states >= kTileSumsOfFloat32 * T && (T > 1 || seq.R >= kTileRowsOfOneStep);
+    // What a packed batch fills changes from step to step.
+    const bool full = seq.batch_sizes || filled(seq.B, 16) * filled(H, 32) >= kFullTiles;
+    return full && H >= kTileUnitsOfFloat32 && gates * states >= kTileSumsOfFloat32 * T &&
+           (T > 1 || seq.R >= kTileRowsOfOneStep);
   };
   return !batch_invariant && worth_it() ? Multiply::amx : Multiply::fma;
 }
@@ -86,8 +93,6 @@ int64_t computed_bytes(DType dtype) { return dtype == DType::float64 ? 8 : 4; } 
 int64_t lanes(DType dtype) {
   return (active() >= Isa::avx512 ? 64 : active() == Isa::avx2 ? 32 : 16) / computed_bytes(dtype);
 }
-
-int64_t blocks(int64_t numbers, int64_t block) { return (numbers + block - 1) / block; }
 
 // Must not depend on the threads: it decides the order of sums in the gradients of the weights.
 bool goes_by_sequence(const Sequences& seq, const Shape& shape, int gates, DType dtype, double flops) {
