@@ -73,6 +73,16 @@ def test_tiles_are_taken_for_large_batches_and_never_under_batch_invariant():
 
 
 @needs_tiles
+@pytest.mark.parametrize(
+    "batch, hidden_size, product",
+    [(32, 256, "amx"), (64, 250, "amx"), (20, 256, "fma"), (40, 256, "fma"), (32, 257, "fma")],
+)
+def test_float32_takes_tiles_that_are_nearly_full(batch, hidden_size, product):
+    rnn_ext.set_float32_product("auto")
+    assert rnn_ext.explain(rnn_ext.GRU(40, hidden_size), torch.randn(6, batch, 40)).product == product
+
+
+@needs_tiles
 @pytest.mark.sanitize
 @pytest.mark.parametrize("case", [c for c in EDGE_CASES + WIDE_CASES if c.dtype != torch.float64], ids=str)
 def test_a_layer_on_tiles_is_right(case):
