@@ -61,10 +61,7 @@ struct Form {
   static Numbers sizes(const Tensor& t) { return Numbers(t.sizes().begin(), t.sizes().end()); }
   static Numbers strides(const Tensor& t) { return Numbers(t.strides().begin(), t.strides().end()); }
   static Tensor view(const Tensor& t, const Numbers& sizes, const Numbers& strides) {
-    AtenTensorHandle handle = nullptr;
-    TORCH_ERROR_CODE_CHECK(
-        aoti_torch__reinterpret_tensor(t.get(), int64_t(sizes.size()), sizes.data(), strides.data(), 0, &handle));
-    return Tensor(handle);
+    return rnn_ext::view(t, int64_t(sizes.size()), sizes.data(), strides.data());
   }
   static Tensor swap(const Tensor& t) {
     Numbers size = sizes(t), stride = strides(t);

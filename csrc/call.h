@@ -2,7 +2,7 @@
 // made from them. LibTorch stable ABI alone.
 //
 // The checks here keep a wrong call from reading or writing memory that is not there. For a plain call they are all
-// there is, but for the sizes that its module has (at_once in direct.cpp). Where one fails, base.py and cells.py check the
+// there is, but for the sizes that its module has (at_once.cpp). Where one fails, base.py and cells.py check the
 // call in torch's words, or call.py lets torch judge it.
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -103,6 +103,13 @@ inline Tensor empty(const Sizes& sizes, ScalarType dtype, const Tensor& like) {
   return result;
 }
 
+// Another tensor of the same memory, from its first number on. Autograd knows nothing of it.
+inline Tensor view(const Tensor& t, int64_t dim, const int64_t* sizes, const int64_t* strides) {
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), dim, sizes, strides, 0, &handle));
+  return Tensor(handle);
+}
+
 // Where its numbers are. Its storage may have been given back: torch's operators crash on some such tensors, so that this
 // is no refusal.
 inline const void* memory_of(const Tensor& t) {
@@ -151,7 +158,7 @@ struct Call {
     STD_TORCH_CHECK(per_pair >= 2 && per_pair <= 5 && int64_t(params.size()) == per_pair * pairs,
                     "rnn_ext: expected 2 to 5 weights per layer and direction, got ", params.size());
     const bool bias = per_pair >= 4, projected = per_pair % 2 == 1;
-    STD_TORCH_CHECK(!projected || facts().states > 1, "rnn_ext: only an LSTM has a projection");
+    STD_TORCH_CHECK(!projected || facts().states > 1, "rnn_ext: only a cell with a cell state has a projection");
     const Tensor &W_hh = params[1], &last = projected ? params[per_pair - 1] : W_hh;  // [P, H] or [G*H, H]
     STD_TORCH_CHECK(W_hh.dim() == 2 && last.dim() == 2, "rnn_ext: weight_hh and weight_hr must have 2 dimensions");
     shape = {x.size(-1), last.size(1), W_hh.size(1), num_layers, bidirectional ? 2 : 1, bias, projected};

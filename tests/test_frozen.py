@@ -47,6 +47,26 @@ def test_a_frozen_layer_gives_the_same_bits(layer, dtype, options, time):
     assert_frozen_changes_nothing(layer, module, x)
 
 
+@each_cell
+def test_weights_inside_a_larger_tensor_are_told_apart(layer):
+    """As where the weights of several models lie in one tensor each, or all weights of a model in one."""
+    module, x = layer.make_ours(64, 64), torch.randn(12, 64)
+    members = {name: torch.randn(4, *p.shape) / 8 for name, p in module.named_parameters()}
+
+    def outputs_of_members():
+        found = []
+        for i in range(4):
+            for name, all_of_them in members.items():
+                setattr(module, name, nn.Parameter(all_of_them[i], requires_grad=False))
+            found.append(call(layer, module, x))
+        return found
+
+    expected = outputs_of_members()
+    with rnn_ext.frozen(module):
+        for actual, alone in zip(outputs_of_members(), expected):
+            assert_same_bits(actual, alone)
+
+
 @each_layer
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_frozen_weights_serve_any_number_of_threads(layer, bidirectional):

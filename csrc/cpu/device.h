@@ -50,11 +50,7 @@ class KeptWeights {
   // Another tensor of the same memory: `t.data = ...` gives `t` itself other memory, of another type perhaps.
   static Tensor alias(const Tensor& t) {
     const int64_t size = t.numel(), stride = 1;
-    int64_t offset = 0;
-    AtenTensorHandle handle = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(t.get(), &offset));
-    TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), 1, &size, &stride, offset, &handle));
-    return Tensor(handle);
+    return view(t, 1, &size, &stride);
   }
 
   // By address, which nothing else can have while this owns the memory.
