@@ -119,7 +119,7 @@ ARM_CXX ?= aarch64-linux-gnu-g++
 arm: $(VENV)/built
 	@if command -v $(ARM_CXX) >/dev/null; then \
 	  torch=$$($(BIN)/python -c "import torch; print(torch.__path__[0])"); set -ex; \
-	  for source in $(filter-out csrc/module.cpp csrc/direct.cpp csrc/at_once.cpp csrc/cpu/amx_loop.cpp csrc/cuda/%,$(filter %.cpp,$(SOURCES))); do \
+	  for source in $(filter-out csrc/module.cpp csrc/direct.cpp csrc/plain_call.cpp csrc/cpu/amx_loop.cpp csrc/cuda/%,$(filter %.cpp,$(SOURCES))); do \
 	    $(ARM_CXX) -std=c++20 -O3 -ffp-contract=off -fPIC -Wall -Wextra -DRNN_EXT_ISA_NAMESPACE=isa_baseline \
 	      -DRNN_EXT_STORAGE=float16 \
 	      -DTORCH_TARGET_VERSION=0x020a000000000000 -isystem $$torch/include -c -o /dev/null $$source; done; \

@@ -2,7 +2,7 @@
 // made from them. LibTorch stable ABI alone.
 //
 // The checks here keep a wrong call from reading or writing memory that is not there. For a plain call they are all
-// there is, but for the sizes that its module has (at_once.cpp). Where one fails, base.py and cells.py check the
+// there is, but for the sizes that its module has (plain_call.cpp). Where one fails, base.py and cells.py check the
 // call in torch's words, or call.py lets torch judge it.
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

@@ -92,8 +92,8 @@ PyMethodDef* direct_methods() {
        "The operator rnn_forward with its arguments, past the dispatcher, and what keep_weights has given or None; of "
        "one step that saves nothing without y, which is h_n. NotImplemented where the operator must be called. Raises "
        "TypeError for another number of arguments."},
-      {"at_once", (PyCFunction)(void*)at_once, METH_FASTCALL,
-       "at_once(x, hx, batch_sizes, dim, swapped, axis, parameters, names, mode, num_layers, bidirectional, input_size, "
+      {"plain_call", (PyCFunction)(void*)plain_call, METH_FASTCALL,
+       "plain_call(x, hx, batch_sizes, dim, swapped, axis, parameters, names, mode, num_layers, bidirectional, input_size, "
        "hidden_size, state_size, batch_invariant, kept, may_save): a call of a module without dropout, with the weights of "
        "these names among its parameters. The form of x and hx is that of a Form of forms.py; batch_sizes is None unless the "
        "input is packed. The outputs in a list, in the same form, if nobody asks for a gradient; else, if backward's part may "

@@ -9,8 +9,8 @@ PyMethodDef* direct_methods();
 // direct.cpp: the operators.
 PyObject* direct_backward(PyObject*, PyObject* const* args, Py_ssize_t count);
 
-// at_once.cpp: a call of a layer or cell, and what autograd.py's Function gives in backward.
-PyObject* at_once(PyObject*, PyObject* const* args, Py_ssize_t count);
+// plain_call.cpp: a call of a layer or cell, and what autograd.py's Function gives in backward.
+PyObject* plain_call(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* gradients(PyObject*, PyObject* const* args, Py_ssize_t count);
 
 }  // namespace rnn_ext

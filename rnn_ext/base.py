@@ -12,7 +12,7 @@ from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from rnn_ext import torch_path
-from rnn_ext.call import UNCHECKED, Call, as_call, at_once, read_weights, run
+from rnn_ext.call import UNCHECKED, Call, as_call, plain_call, read_weights, run
 from rnn_ext.forms import BATCH_FIRST, ONE_SEQUENCE, PACKED, TIME_FIRST, Form
 from rnn_ext.frozen import kept_weights
 from rnn_ext.ops import _C, Stack
@@ -52,7 +52,7 @@ class Recurrent(nn.RNNBase):
     _STATES: ClassVar[int] = 1
 
     def _forward(self, input, hx):
-        results = self._at_once(input, hx)
+        results = self._plain_call(input, hx)
         if results is None:
             call = self._prepare(input, hx)
             masks, on_torch = [], self._run_torch
@@ -72,7 +72,7 @@ class Recurrent(nn.RNNBase):
             return PACKED
         return ONE_SEQUENCE if input.dim() == 2 else BATCH_FIRST if self.batch_first else TIME_FIRST
 
-    def _at_once(self, input, hx) -> Any:
+    def _plain_call(self, input, hx) -> Any:
         """Output and states, a packed call's in the order of its rows, of a call without dropout; None if the kernels
         refuse it or the arguments are not plain."""
         x, batch_sizes, sorted_indices = input, None, None
@@ -87,7 +87,7 @@ class Recurrent(nn.RNNBase):
             states = tuple(state.index_select(1, sorted_indices) for state in states)
             hx = states[0] if self._STATES == 1 else states
         stack, state_size = (self.mode, self.num_layers, self.bidirectional), self.proj_size or self.hidden_size
-        return at_once(self, x, hx, batch_sizes, self._form(input), self._flat_weights_names, stack, state_size)
+        return plain_call(self, x, hx, batch_sizes, self._form(input), self._flat_weights_names, stack, state_size)
 
     def _prepare(self, input: Tensor | PackedSequence, hx) -> Call:
         """Checks the arguments of a call, as the layer takes them, and brings them into the kernels' form.

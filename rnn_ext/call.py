@@ -58,7 +58,7 @@ def as_call(
     return Call(input, states, batch_sizes, weights, stack, reason)
 
 
-def at_once(
+def plain_call(
     module: Any,
     x: Any,
     hx: Any,
@@ -87,7 +87,7 @@ def at_once(
         return None
     sizes = module.input_size, module.hidden_size, state_size
     how = settings.is_batch_invariant(), kept_weights(module), settings.checkpoint_steps() is None
-    found = _C.at_once(x, hx, batch_sizes, *form, module._parameters, names, *stack, *sizes, *how)
+    found = _C.plain_call(x, hx, batch_sizes, *form, module._parameters, names, *stack, *sizes, *how)
     if type(found) is list:
         return found
     if found is NotImplemented:

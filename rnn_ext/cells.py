@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import _VF, Tensor, nn
 
-from rnn_ext.call import UNCHECKED, Call, as_call, at_once, read_weights, run
+from rnn_ext.call import UNCHECKED, Call, as_call, plain_call, read_weights, run
 from rnn_ext.forms import STEP, STEP_OF_ONE
 from rnn_ext.frozen import kept_weights
 from rnn_ext.ops import Stack
@@ -35,7 +35,7 @@ class Cell(nn.RNNCellBase):
 
     def _forward(self, input, hx):
         stack, form = self._stack(), STEP_OF_ONE if input.dim() == 1 else STEP
-        out = None if stack is None else at_once(self, input, hx, None, form, _WEIGHTS, stack, self.hidden_size)
+        out = None if stack is None else plain_call(self, input, hx, None, form, _WEIGHTS, stack, self.hidden_size)
         if out is None:
             out = form.results(run(self._prepare(input, hx), [], self._run_torch, kept_weights(self)))
         states = out[-self._STATES :]  # not y: backward needs that one, and a state may be changed in place

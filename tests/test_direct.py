@@ -138,7 +138,7 @@ def test_a_plain_backward_gives_the_bits_of_one_checked_in_python(layer, dtype, 
 def long_way(monkeypatch):
     """Calls are checked in Python from now on."""
     for owner in (base, cells):
-        monkeypatch.setattr(owner, "at_once", lambda *args: None)
+        monkeypatch.setattr(owner, "plain_call", lambda *args: None)
 
 
 def assert_the_long_way_gives_the_same(call, monkeypatch):
@@ -241,7 +241,7 @@ def test_an_error_that_is_not_the_kernels_is_raised_at_once(layer):
 def test_a_direct_call_gives_the_bits_of_the_operator(layer, operators, monkeypatch):
     module, x = make(layer), layer.random_input(4)
     direct = step(layer, module, x)
-    for name in ("at_once", "forward", "backward", "gradients"):
+    for name in ("plain_call", "forward", "backward", "gradients"):
         monkeypatch.setattr(_C, name, lambda *args: NotImplemented)
     through_operator = step(layer, module, x)
     assert operators == ["_forward_op", "_backward_op"]
@@ -358,7 +358,7 @@ def test_a_tensor_that_outlived_its_transform_is_the_value_it_wraps(layer):
 
 
 def test_a_wrong_call_is_refused_in_words():
-    for name in ("at_once", "forward", "backward", "gradients", "set_up_direct"):
+    for name in ("plain_call", "forward", "backward", "gradients", "set_up_direct"):
         with pytest.raises(TypeError, match=f"{name}: expected .* arguments, got 1"):
             getattr(_C, name)(None)
 
@@ -366,7 +366,7 @@ def test_a_wrong_call_is_refused_in_words():
 def test_arguments_of_other_types_go_to_the_operator():
     assert _C.forward(*[object()] * 12) is NotImplemented
     assert _C.backward(*[None] * 18) is NotImplemented
-    assert _C.at_once(*[object()] * 17) is NotImplemented
+    assert _C.plain_call(*[object()] * 17) is NotImplemented
     call = "GRU", 1, False, False
     for saved, d_outputs, wanted, num_masks in [
         (None, None, None, None),

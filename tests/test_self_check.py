@@ -127,7 +127,7 @@ def test_a_fault_is_found(monkeypatch, capsys, fault):
 
 def test_a_kernel_that_is_not_used_is_a_fault(monkeypatch):
     """Else torch's operator would answer for it, and every number would be right."""
-    monkeypatch.setattr(_C, "at_once", lambda *args: NotImplemented)
+    monkeypatch.setattr(_C, "plain_call", lambda *args: NotImplemented)
     monkeypatch.setattr(call, "recurrent", refusing)
     monkeypatch.setattr("rnn_ext.route._warned", False)
     first = next(checks())

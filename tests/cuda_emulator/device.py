@@ -81,7 +81,7 @@ def emulator(emulator_library, monkeypatch):
     emulated = torch.ops.rnn_ext_emulated
     monkeypatch.setattr(ops, "_forward_op", emulated.rnn_forward.default)
     monkeypatch.setattr(ops, "_backward_op", emulated.rnn_backward.default)
-    for name in ("at_once", "forward", "backward", "gradients"):  # the way past the operators, for tensors on the CPU
+    for name in ("plain_call", "forward", "backward", "gradients"):  # past the operators, for tensors on the CPU
         monkeypatch.setattr(_C, name, lambda *args: NotImplemented)
     monkeypatch.delenv("RNN_EXT_CUDA_PLAN", raising=False)
     monkeypatch.delenv("RNN_EXT_CUDA_PRODUCT", raising=False)

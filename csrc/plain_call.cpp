@@ -86,8 +86,8 @@ struct Form {
 
 }  // namespace
 
-PyObject* at_once(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (!expects(count, 17, "at_once")) return nullptr;
+PyObject* plain_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (!expects(count, 17, "plain_call")) return nullptr;
   PyObject *x = args[0], *hx = args[1], *batch_sizes = args[2];
   const Form form{PyLong_AsLong(args[3]), args[4] == Py_True, PyLong_AsLong(args[5])};
   PyObject *parameters = args[6], *names = args[7];
