@@ -21,7 +21,7 @@ _OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.LSTMCell: LSTMCell,
     nn.GRUCell: GRUCell,
 }
-_THEIRS = {ours: theirs for theirs, ours in _OURS.items()}
+THEIRS = {ours: theirs for theirs, ours in _OURS.items()}
 
 
 class Replaced(NamedTuple):
@@ -69,7 +69,7 @@ def accelerate(model: nn.Module) -> Replacements:
     rnn_ext's class instead), and modules with an attribute that hides a method, such as a forward of their own.
 
     Args:
-        model: any module; what its `named_modules` finds is replaced. Compile, script or shard it afterwards.
+        model: any module; what its `named_modules` finds is replaced. Compile or shard it afterwards.
 
     Returns:
         What was replaced and what was left alone; printed, a line each.
@@ -94,7 +94,7 @@ def restore(model: nn.Module) -> Replacements:
     Raises:
         TypeError: if model is not a torch.nn.Module.
     """
-    return _replace(model, _THEIRS, "restore")
+    return _replace(model, THEIRS, "restore")
 
 
 def _replace(model: nn.Module, classes: Mapping[type[nn.Module], type[nn.Module]], what: str) -> Replacements:
@@ -139,7 +139,7 @@ def _change_class(module: nn.Module, old: type[nn.Module], new: type[nn.Module])
 
 def _path(cls: type) -> str:
     """The class as users write it."""
-    return f"{'torch.nn' if cls in _OURS else 'rnn_ext' if cls in _THEIRS else cls.__module__}.{cls.__qualname__}"
+    return f"{'torch.nn' if cls in _OURS else 'rnn_ext' if cls in THEIRS else cls.__module__}.{cls.__qualname__}"
 
 
 def _shown(name: str) -> str:

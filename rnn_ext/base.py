@@ -8,11 +8,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.backends import mkldnn
 from torch.compiler import is_compiling
+from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from rnn_ext import torch_path
 from rnn_ext.call import UNCHECKED, Call, as_call, plain_call, read_weights, run
+from rnn_ext.capture import Captured, as_leaf
 from rnn_ext.forms import BATCH_FIRST, ONE_SEQUENCE, PACKED, TIME_FIRST, Form
 from rnn_ext.frozen import kept_weights
 from rnn_ext.ops import _C, Stack
@@ -41,7 +44,7 @@ def _packed_like(input: PackedSequence, output: Tensor) -> PackedSequence:
     return PackedSequence._make((output, *input[1:]))
 
 
-class Recurrent(nn.RNNBase):
+class Recurrent(Captured, nn.RNNBase):
     """A layer but for its constructor, its texts, and whether hx is one tensor or two.
 
     Parameters, their names, order and initial values are torch's. There are no attributes beyond torch's either, so
@@ -54,6 +57,8 @@ class Recurrent(nn.RNNBase):
     def _forward(self, input, hx):
         results = self._plain_call(input, hx)
         if results is None:
+            if isinstance(input, Proxy):
+                return as_leaf(self, input, hx)
             call = self._prepare(input, hx)
             masks, on_torch = [], self._run_torch
             if call.reason is None and self._drops():
@@ -174,8 +179,10 @@ class Recurrent(nn.RNNBase):
             states = tuple(torch.zeros(rows, batch, n, dtype=input.dtype, device=input.device) for n in sizes)
         options = (call.weights, self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
         hx = states if self._STATES > 1 else states[0]
-        # oneDNN reads beyond the end of matrices of other shapes, where torch's own steps find words.
-        with nullcontext() if self._fit(call.weights) else torch.backends.mkldnn.flags(enabled=False):
+        # oneDNN reads beyond the end of matrices of other shapes, where torch's own steps find words. Of its other
+        # flags torch would warn, even where they stay as they are.
+        off = mkldnn.flags(enabled=False, allow_tf32=None, fp32_precision=None)
+        with nullcontext() if self._fit(call.weights) else off:
             return torch_path.call(self.mode, input, hx, batch_sizes, *options)
 
     def _fit(self, weights: list[Tensor]) -> bool:

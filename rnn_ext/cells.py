@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import _VF, Tensor, nn
+from torch.fx import Proxy
 
 from rnn_ext.call import UNCHECKED, Call, as_call, plain_call, read_weights, run
+from rnn_ext.capture import Captured, as_leaf
 from rnn_ext.forms import STEP, STEP_OF_ONE
 from rnn_ext.frozen import kept_weights
 from rnn_ext.ops import Stack
@@ -24,7 +26,7 @@ _operator: dict[str, Any] = {
 }
 
 
-class Cell(nn.RNNCellBase):
+class Cell(Captured, nn.RNNCellBase):
     """What the cells share: everything but constructors and, for an LSTM, hx being two tensors.
 
     Cells are called in Python loops, so that this path is short. As for layers, there are no attributes beyond torch's.
@@ -34,6 +36,8 @@ class Cell(nn.RNNCellBase):
     _STATES: ClassVar[int] = 1
 
     def _forward(self, input, hx):
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return as_leaf(self, input, hx)
         stack, form = self._stack(), STEP_OF_ONE if input.dim() == 1 else STEP
         out = None if stack is None else plain_call(self, input, hx, None, form, _WEIGHTS, stack, self.hidden_size)
         if out is None:

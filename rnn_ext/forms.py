@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Form(NamedTuple):
-    """How a call's tensors differ from what the kernels take. plain_call.cpp has the same, without gradients of results.
+    """How a call's tensors differ from what the kernels take. plain_call.cpp has the same, without gradients.
 
     dim: dimensions of the input.
     swapped: whether sequences come before time in input and output; states have the same form either way.

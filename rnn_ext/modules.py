@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnn_ext.base import Recurrent
@@ -126,6 +126,11 @@ class LSTM(Recurrent):
     _DIM_ERROR = "LSTM: Expected input to be 2D or 3D, got {}D instead"
     _STATES = 2
 
+    # torch has them for an LSTM's pair of states, and a forward that a user has copied from torch calls them.
+    check_forward_args = nn.LSTM.check_forward_args
+    permute_hidden = nn.LSTM.permute_hidden
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+
     @overload
     def __init__(
         self,
@@ -169,9 +174,10 @@ class LSTM(Recurrent):
             )
 
     def _check_sizes(self, input, states, batch_sizes):
-        layers, batch, _ = expected = self.get_expected_hidden_size(input, batch_sizes)
-        self.check_hidden_size(states[0], expected, "Expected hidden[0] size {}, got {}")
-        self.check_hidden_size(states[1], (layers, batch, self.hidden_size), "Expected hidden[1] size {}, got {}")
+        h_size = self.get_expected_hidden_size(input, batch_sizes)
+        self.check_hidden_size(states[0], h_size, "Expected hidden[0] size {}, got {}")
+        c_size = self.get_expected_cell_size(input, batch_sizes)
+        self.check_hidden_size(states[1], c_size, "Expected hidden[1] size {}, got {}")
 
     @overload
     def forward(

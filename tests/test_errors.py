@@ -207,6 +207,7 @@ BAD_WEIGHTS = {
 @pytest.mark.sanitize
 @each_layer
 @pytest.mark.parametrize("name", BAD_WEIGHTS)
+@pytest.mark.filterwarnings("error:TF32 acceleration")  # torch's, of a processor that nobody asked for
 def test_bad_weights(layer, name):
     ours, theirs = layer.make_both(4, 3)
     weight, replace = BAD_WEIGHTS[name]
