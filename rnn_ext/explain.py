@@ -16,7 +16,7 @@ from rnn_ext.call import REFUSED, UNCHECKED, Call, is_refusal
 from rnn_ext.cells import Cell
 from rnn_ext.frozen import kept_weights
 
-_PLANS = {
+PLANS = {
     "unpacked": "so few rows that the weights are used as they lie",
     "one step": "each weight is used once, and packed just before",
     "by sequence": "a vector holds one hidden unit of many sequences, and each thread runs its own sequences",
@@ -38,7 +38,8 @@ class Explanation:
     Attributes:
         path: "kernel" for ours, "torch" for torch's own operator.
         reason: why this path, or why this plan.
-        plan: name of the kernels' plan, on the CPU such as "batch split" (README tells of them); None on path "torch".
+        plan: name of the kernels' plan, on the CPU one of those in `PLANS`, which says what each is; None on path
+            "torch".
         isa: instruction set of the kernels, or "cuda"; None on path "torch".
         threads: how many threads the call asks for; on path "torch" how many torch may take.
         product: how the kernels multiply, "fma", "amx" or "bf16" (`set_float32_product`); None on path "torch", and on
@@ -140,7 +141,7 @@ def explain(
         frozen,
     )
     frozen = frozen and plan not in ("unpacked", "by sequence")
-    reason = "torch runs on one thread" if plan == "serial" and threads == 1 else _PLANS[plan]
+    reason = "torch runs on one thread" if plan == "serial" and threads == 1 else PLANS[plan]
     return Explanation("kernel", reason, plan, _C.isa(), threads_of_call, product, frozen, checkpoint_steps)
 
 

@@ -97,9 +97,11 @@ def run(case: Case, x, initial, weights, reverse: bool):
             c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
             h = torch.sigmoid(o) * torch.tanh(c)
             h = h if w_hr is None else w_hr @ h
-        else:
+        elif name == "GRU":
             (a_r, a_z, a_n), (b_r, b_z, b_n) = a.chunk(3), b.chunk(3)
             z, n = torch.sigmoid(a_z + b_z), torch.tanh(a_n + torch.sigmoid(a_r + b_r) * b_n)
             h = (1 - z) * n + z * h
+        else:
+            raise NotImplementedError(name)
         y[t] = h
     return torch.stack(y), [h, c][: 2 if name == "LSTM" else 1]

@@ -7,7 +7,7 @@ import torch
 
 import rnn_ext
 from rnn_ext._load import has_cuda
-from tests.subject import LAYERS, Case, each_layer, gradients_of, named_outputs
+from tests.subject import GRU, LSTM, PROJECTED, Case, each_layer, gradients_of, named_outputs
 from tests.tolerances import TOLERANCES, assert_close, assert_same_vector, relative_error
 
 pytestmark = [
@@ -17,7 +17,6 @@ pytestmark = [
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 HALVES = [torch.bfloat16, torch.float16]
 KINDS = ["stepwise", "grid", "cluster", "library"]
-TANH, RELU, PROJECTED, LSTM, GRU = LAYERS
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 

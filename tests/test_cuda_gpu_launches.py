@@ -11,14 +11,13 @@ import pytest
 import torch
 
 from rnn_ext._load import has_cuda
-from tests.subject import LAYERS, each_layer, gradients_of
+from tests.subject import GRU, LSTM, each_layer, gradients_of
 from tests.tolerances import assert_close
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
     pytest.mark.skipif(torch.cuda.is_available() and not has_cuda, reason="the CUDA library is not built"),
 ]
-TANH, RELU, PROJECTED, LSTM, GRU = LAYERS
 each_kind = pytest.mark.parametrize("kind", ["stepwise", "grid", "cluster", "library"])
 
 

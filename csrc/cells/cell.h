@@ -13,11 +13,12 @@
 //
 //   forward   a[columns], h_{t-1}, c (in: of t-1, out: of t)                  -> h_t, tape
 //   backward  tape, h_t, dh_t, carry (in: from step t+1, out: for step t-1)   -> da[columns]
+//             a carry `hidden` is in dh_t already: backward only sets it
 // where column g of a is W_ih x_t + b_ih plus, unless they stay apart, W_hh h_{t-1} + b_hh. Where h is projected, the
 // cell's h_t and dh_t are those before the projection, and it must not use h_{t-1} but through a. Only a cell that
 // carries `hidden` is given h_{t-1}. W_hh multiplies h_{t-1} as it is: what gates it, gates the product.
-// Both are constexpr, which is what lets nvcc call them on the GPU; fma, tanh, sigmoid, relu and relu_gradient are
-// found where V is defined.
+// Both are constexpr, which is what lets nvcc call them on the GPU. A V has +, - and * with another one and with numbers,
+// and, found where it is defined, fma, tanh, sigmoid, relu and relu_gradient: no more (pack.h, cuda/math.h).
 #pragma once
 
 // X(name in PyTorch's RNNBase.mode, struct); all.h has their headers.

@@ -62,7 +62,8 @@ class BySequence<T, ForwardArgs> {
     if (has_c) blocks.store_state(layer, args.c_n, d, b, all, c);
   }
 
-  // a = W_ih x + b, and W_hh h added to it or, where it stays apart, in a column of its own.
+  // a = W_ih x + b, and W_hh h added to it or, where it stays apart, in a column of its own. The first gates, whose column
+  // is one, run on into each other, so that a group of sums is full.
   void pre_activations(const LayerWeights& weights, int64_t I) {
     const T* const W_ih = static_cast<const T*>(weights.W_ih);
     const T* const W_hh = static_cast<const T*>(weights.W_hh);
@@ -76,8 +77,10 @@ class BySequence<T, ForwardArgs> {
       in_groups<kSums>(H, [&](auto count, int64_t j) {
         constexpr int M = count.value;
         const int64_t m = g * H + j, apart = cell.hidden_columns[g] * H + j;
-        store_columns(a + m * kLane, kLane, sums<false, M>(I, W_ih + m * I, I, x, kLane) + biases<M>(m));
-        store_columns(a + apart * kLane, kLane, sums<false, M>(H, W_hh + m * H, H, h, kLane) + biases<M>(apart));
+        const auto of_input = sums<false, M>(I, W_ih + m * I, I, x, kLane) + biases<M>(m);
+        const auto of_hidden = sums<false, M>(H, W_hh + m * H, H, h, kLane);
+        store_columns(a + m * kLane, kLane, apart == m ? of_input + of_hidden : of_input);
+        if (apart != m) store_columns(a + apart * kLane, kLane, of_hidden + biases<M>(apart));
       });
   }
   template <int M>

@@ -11,12 +11,11 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from rnn_ext import _C, ops, reference
 from tests import cuda_emulator
-from tests.subject import LAYERS, Case, named_outputs
+from tests.subject import GRU, LAYERS, LSTM, PROJECTED, RELU, TANH, Case, named_outputs  # noqa: F401  for tests
 from tests.tolerances import assert_close
 
 KINDS = ["stepwise", "grid", "cluster", "library"]
 HALVES = [torch.bfloat16, torch.float16]
-TANH, RELU, PROJECTED, LSTM, GRU = LAYERS
 each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 
 
