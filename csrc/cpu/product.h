@@ -189,44 +189,50 @@ inline void tile_of_one_row(int64_t vectors, Args... args) {
   tile<T, 1, V, kTransposedA>(args...);
 }
 
+// Where part i of `count` equal ones of n begins. Mostly there is but one, and a division takes as long as a small tile.
+inline int64_t part_begin(int64_t n, int64_t i, int64_t count) { return i == 0 ? 0 : i == count ? n : n * i / count; }
+
+// In how many groups the rows of A meet all panels before the next ones do.
+template <class T>
+inline int64_t groups_of_rows(int64_t M, const Panels<T>& B, Range some) {
+  const int64_t tiles = (M + kTileRows - 1) / kTileRows;
+  // C is most of the traffic: row by row.
+  if (B.K <= kFewTerms && M * B.N * int64_t(sizeof(T)) >= kNearBytes) return tiles;
+  // A tile at least in each, or else a long row would never be small enough.
+  const int64_t groups = smaller(tiles, M * B.K * int64_t(sizeof(T)) / kGroupBytes);
+  return groups >= kManyGroups && some.size() > kPanelWidth<T> ? groups : 1;
+}
+
+// All in one function: what is handed on in memory would have to wait there behind the stores to C.
 template <bool kTransposedA, class T>
 void panel_product(T* C, int64_t ldc, const T* A, int64_t lda, bool far, int64_t M, const Panels<T>& B, Range some,
                    Into into, const T* bias) {
-  if (M <= 0) return;
-  const int64_t tiles = (M + kTileRows - 1) / kTileRows;  // of nearly equal height
-  const auto in_groups = [&](int64_t count) {
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t m = M * i / count;
-      panel_product<kTransposedA>(C + m * ldc, ldc, kTransposedA ? A + m : A + m * lda, lda, far,
-                                  M * (i + 1) / count - m, B, some, into, bias);
-    }
-  };
-  // C is most of the traffic: row by row.
-  if (B.K <= kFewTerms && tiles > 1 && M * B.N * int64_t(sizeof(T)) >= kNearBytes) return in_groups(tiles);
-  // A tile at least in each, or else a long row would never be small enough.
-  const int64_t groups = smaller(tiles, M * B.K * int64_t(sizeof(T)) / kGroupBytes);
-  if (groups >= kManyGroups && some.size() > kPanelWidth<T>) return in_groups(groups);
   const int64_t blocks = B.K < kBlock ? 1 : (B.K + kBlock / 2) / kBlock;
-  const int64_t width = (M == 1 ? kSinglePanels : 1) * kPanelWidth<T>;
-  for (int64_t n = some.begin; n < some.end; n += width) {
-    const int64_t columns = smaller(width, some.end - n), vectors = (columns + kLanes<T> - 1) / kLanes<T>;
-    const int64_t last = (vectors - 1) / kPanelVectors * kPanelWidth<T>;
-    const int64_t ld = B.row_stride(kPanelWidth<T>), ld_last = B.row_stride(columns - last);
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t k0 = B.K * block / blocks, K = B.K * (block + 1) / blocks - k0;
-      const TileColumns<T> b{B.panel(n) + k0 * ld, ld, B.panel(kPanelWidth<T>) - B.data,
-                             B.panel(n + last) + k0 * ld_last, ld_last};
-      const bool onto_C = k0 > 0 || into == Into::add;
-      for (int64_t i = 0; i < tiles; ++i) {
-        const int64_t m = M * i / tiles, rows = M * (i + 1) / tiles - m;
-        const T* a = kTransposedA ? A + k0 * lda + m : A + m * lda + k0;
-        T* c = C + m * ldc + n;
-        const T* from = onto_C ? c : bias ? bias + n : nullptr;
-        const int64_t ldf = onto_C ? ldc : 0;
-        if (rows == 1)
-          tile_of_one_row<T, kTransposedA>(vectors, K, a, lda, far, b, c, ldc, columns, from, ldf);
-        else
-          tile_of_size<T, kTransposedA>(rows, vectors, K, a, lda, far, b, c, ldc, columns, from, ldf);
+  const int64_t groups = groups_of_rows(M, B, some);
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t first = part_begin(M, g, groups), height = part_begin(M, g + 1, groups) - first;
+    const int64_t tiles = (height + kTileRows - 1) / kTileRows;  // of nearly equal height
+    const int64_t width = (height == 1 ? kSinglePanels : 1) * kPanelWidth<T>;
+    for (int64_t n = some.begin; n < some.end; n += width) {
+      const int64_t columns = smaller(width, some.end - n), vectors = (columns + kLanes<T> - 1) / kLanes<T>;
+      const int64_t last = (vectors - 1) / kPanelVectors * kPanelWidth<T>;
+      const int64_t ld = B.row_stride(kPanelWidth<T>), ld_last = B.row_stride(columns - last);
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t k0 = part_begin(B.K, block, blocks), K = part_begin(B.K, block + 1, blocks) - k0;
+        const TileColumns<T> b{B.panel(n) + k0 * ld, ld, B.panel(kPanelWidth<T>) - B.data,
+                               B.panel(n + last) + k0 * ld_last, ld_last};
+        const bool onto_C = k0 > 0 || into == Into::add;
+        for (int64_t i = 0; i < tiles; ++i) {
+          const int64_t m = first + part_begin(height, i, tiles), rows = first + part_begin(height, i + 1, tiles) - m;
+          const T* a = kTransposedA ? A + k0 * lda + m : A + m * lda + k0;
+          T* c = C + m * ldc + n;
+          const T* from = onto_C ? c : bias ? bias + n : nullptr;
+          const int64_t ldf = onto_C ? ldc : 0;
+          if (rows == 1)
+            tile_of_one_row<T, kTransposedA>(vectors, K, a, lda, far, b, c, ldc, columns, from, ldf);
+          else
+            tile_of_size<T, kTransposedA>(rows, vectors, K, a, lda, far, b, c, ldc, columns, from, ldf);
+        }
       }
     }
   }
