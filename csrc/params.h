@@ -2,7 +2,7 @@
 //
 // Letters: T steps, B sequences, R rows (a row is one sequence at one step), I input size, H hidden size, P size of h
 // (that of its projection where there is one, else H), L layers, D directions, G gates of the cell. Rows are
-// time-major: row = first_row(t) + b, which is also the layout of a PackedSequence. Pointers to void have the storage
+// time-major: row = first_row_at(t) + b, which is also the layout of a PackedSequence. Pointers to void have the storage
 // type of the call (float, double, bfloat16, float16) unless a comment says "compute type" (float for the halves, else
 // the storage type). Nothing here owns memory.
 #pragma once
@@ -33,13 +33,13 @@ struct Sequences {
   const int64_t* batch_sizes = nullptr;  // [T], non-increasing; null when every sequence has T steps
   const int64_t* first_rows = nullptr;   // [T + 1], running sum of batch_sizes; null as above
 
-  RNN_EXT_INLINE int64_t active(int64_t t) const { return batch_sizes ? batch_sizes[t] : B; }
-  RNN_EXT_INLINE int64_t first_row(int64_t t) const { return first_rows ? first_rows[t] : t * B; }
+  RNN_EXT_INLINE int64_t active_at(int64_t t) const { return batch_sizes ? batch_sizes[t] : B; }
+  RNN_EXT_INLINE int64_t first_row_at(int64_t t) const { return first_rows ? first_rows[t] : t * B; }
 
   // The same of the s-th step that direction d runs; no sequence takes part before the first and after the last.
   RNN_EXT_INLINE int64_t time(int64_t d, int64_t s) const { return d == 0 ? s : T - 1 - s; }
-  RNN_EXT_INLINE int64_t active(int64_t d, int64_t s) const { return s < 0 || s >= T ? 0 : active(time(d, s)); }
-  RNN_EXT_INLINE int64_t first_row(int64_t d, int64_t s) const { return first_row(time(d, s)); }
+  RNN_EXT_INLINE int64_t active(int64_t d, int64_t s) const { return s < 0 || s >= T ? 0 : active_at(time(d, s)); }
+  RNN_EXT_INLINE int64_t first_row(int64_t d, int64_t s) const { return first_row_at(time(d, s)); }
 };
 
 struct Shape {

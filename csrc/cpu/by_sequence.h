@@ -91,7 +91,7 @@ struct Blocks {
   int64_t row(int64_t d, int64_t s, int64_t b) const { return args.seq.first_row(d, s) + b; }
   Range steps(int64_t d, int64_t b) const {
     int64_t length = args.seq.T;
-    while (args.seq.active(length - 1) <= b) --length;
+    while (args.seq.active_at(length - 1) <= b) --length;
     return d == 0 ? Range{0, length} : Range{args.seq.T - length, args.seq.T};
   }
   // Which blocks a worker has, of `count` or as many sums of them: neighbours, but of a packed batch, whose first ones have

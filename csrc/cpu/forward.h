@@ -1,8 +1,13 @@
-// Forward of a layer: its parts, which stack.h puts in order. Every worker of a team calls them at once.
+// Forward of a layer: its parts, which stack.h puts in order. Every worker of a team calls them at the same time.
 //
 // Pack the weights (forward_weights.h); then chunk by chunk
 //   a = W_ih x_t + b_ih + b_hh  for all steps of the chunk as one product, and step by step
 //   a += W_hh h_{t-1},  h_t = cell(a),  with a projection  h_t = W_hr cell(a).
+//
+// Product says how to multiply (product.h, amx.h, bf16.h) and what operands look like: States, left sides that the loop
+// writes row by row. Team is a worker among the others (team.h); Range, Part and Own are the sequences or units that it
+// has, and where its numbers lie (team.h, shares.h). Layer and Chunk: rows, steps and weights of one layer (layer.h).
+// in_packs hands the cell a few vectors of units at a time (pack.h).
 
 template <class S, class Product>
 class Forward {
@@ -121,19 +126,19 @@ class Forward {
     const Part sequences = by_unit ? Part{0, 1, args.seq.B} : sequences_of<Product>(team, args.seq);
     const Range mine = by_unit ? team.part(H, weights.unit()) : Range{0, H};
     const int64_t first = layer.rows(d, c).begin;
-    const Own<T> a(z.a[c.index % 2], chunk_rows, C, mine, team), cells(z.c, args.seq.B, 1, mine, team);
+    const Own<T> a(z.a[c.index % 2], chunk_rows, C, mine, team), cell_states(z.c, args.seq.B, 1, mine, team);
     if (c.begin == 0) {
-      begin(layer, d, {0, layer.active(d, 0)}, z.h[0], cells, sequences, mine);
+      begin(layer, d, {0, layer.active(d, 0)}, z.h[0], cell_states, sequences, mine);
       if (by_unit) team.wait();
     }
     for (int64_t s = c.begin; s < c.end; ++s) {
       const int64_t row = layer.first_row(d, s);
       const int64_t active = layer.active(d, s), next = layer.active(d, s + 1);
-      step(layer, d, row, a.from(row - first), cells, z.h[s % 2], z.h[(s + 1) % 2], sequences, active, mine, s % 2 == 1,
+      step(layer, d, row, a.from(row - first), cell_states, z.h[s % 2], z.h[(s + 1) % 2], sequences, active, mine, s % 2 == 1,
            team);
       if (args.shape.projected) step_projection(layer, d, row, z.h[(s + 1) % 2], sequences, active, team);
-      finish(layer, d, {next, active}, z.h[(s + 1) % 2], cells, sequences, mine);
-      begin(layer, d, {active, next}, z.h[(s + 1) % 2], cells, sequences, mine);
+      finish(layer, d, {next, active}, z.h[(s + 1) % 2], cell_states, sequences, mine);
+      begin(layer, d, {active, next}, z.h[(s + 1) % 2], cell_states, sequences, mine);
       if (by_unit) team.wait();
     }
     flush_streams();
@@ -187,28 +192,28 @@ class Forward {
   }
 
   // Step of a worker's active sequences and some units; `row` is that of sequence 0.
-  void step(const L& layer, int64_t d, int64_t row, const Own<T>& a, const Own<T>& cells, const States& h,
-            const States& h_next, const Part& sequences, int64_t active, Range units, bool backwards, const Team& team) {
+  void step(const L& layer, int64_t d, int64_t row, const Own<T>& a, const Own<T>& cell_states, const States& h,
+            const States& h_next, const Part& sequences, int64_t active, Range units, bool last_first, const Team& team) {
     const int64_t rows = sequences.count(active), b = sequences.first, every = sequences.step;
     if (rows == 0) return;
     const Groups<Product> groups{units, rows == 1 ? Product::kSingle : 1};
     for (int64_t i = 0, count = groups.count(); i < count; ++i) {
       // To and fro: what the last step used last of W_hh is still in the cache.
-      const Range group = groups[backwards ? count - 1 - i : i];
+      const Range group = groups[last_first ? count - 1 - i : i];
       for (int turn = 0; turn < G; ++turn) {
-        const int g = backwards ? G - 1 - turn : turn;
+        const int g = last_first ? G - 1 - turn : turn;
         T* sum = a.at + b * a.row + cell.hidden_columns[g] * a.column;
         weights.multiply(sum, every * a.row, h.at(b).every(every), rows, weights.W_hh(layer, d, g), group, Into::add, d,
                          team);
       }
-      (this->*cell.update)(layer, d, row, a, cells, h, h_next, sequences, rows, group.begin, group.end);
+      (this->*cell.update)(layer, d, row, a, cell_states, h, h_next, sequences, rows, group.begin, group.end);
     }
   }
 
   // The cell: h_t of the first `rows` of a worker's sequences, and of some units, from their pre-activations. All that it
   // needs is in variables of its own, or else it would be read again after every store.
   template <class Cell>
-  __attribute__((flatten)) void update(const L& layer, int64_t d, int64_t row, Own<T> a, Own<T> cells, States h,
+  __attribute__((flatten)) void update(const L& layer, int64_t d, int64_t row, Own<T> a, Own<T> cell_states, States h,
                                        States h_next, const Part& sequences, int64_t rows, int64_t begin,
                                        int64_t end) const {
     constexpr int C = Cell::columns;
@@ -223,13 +228,13 @@ class Forward {
       using V = Pack<T, N>;
       V in[C], tape_t[Cell::tape + 1 /* never none */], h_before{}, c{};
       for (int i = 0; i < C; ++i) in[i] = load_pack(at, a.at + i * a.column, a.row);
-      if constexpr (Cell::carry == Carry::cell) c = load_pack(at, cells.at, cells.row);
+      if constexpr (Cell::carry == Carry::cell) c = load_pack(at, cell_states.at, cell_states.row);
       if constexpr (Cell::carry == Carry::hidden)
         h_before = pack_of<T, N>([&](int v) { return h.read(at.row(v), at.unit(v)); });
       const V out = Cell::forward(in, h_before, c, tape_t);
       for_vectors_of<N>([&](int v) {
         const int64_t b = at.row(v), j = at.unit(v), left = at.left(v);
-        if constexpr (Cell::carry == Carry::cell) store(cells.at + b * cells.row + j, c.v[v]);
+        if constexpr (Cell::carry == Carry::cell) store(cell_states.at + b * cell_states.row + j, c.v[v]);
         if (projected) {
           out_t.write(b, j, out.v[v]);
         } else {
@@ -272,7 +277,7 @@ class Forward {
   }
 
   // The initial state of the sequences in `which` that are this worker's.
-  void begin(const L& layer, int64_t d, Range which, const States& h, const Own<T>& cells, const Part& sequences,
+  void begin(const L& layer, int64_t d, Range which, const States& h, const Own<T>& cell_states, const Part& sequences,
              Range units) {
     for_vectors(which, sequences, units, P, [&](int64_t b, int64_t j) {
       const S* h_0 = layer.h_0(d, b);
@@ -281,19 +286,19 @@ class Forward {
     if (has_c)
       for_vectors(which, sequences, units, H, [&](int64_t b, int64_t j) {
         const S* c_0 = layer.state(static_cast<const S*>(args.c_0), d, b, H);
-        store(cells.at + b * cells.row + j, c_0 ? load(c_0 + j, H - j) : Vec<T>{});
+        store(cell_states.at + b * cell_states.row + j, c_0 ? load(c_0 + j, H - j) : Vec<T>{});
       });
   }
 
   // The sequences in `which` have had their last step: their state is the final one.
-  void finish(const L& layer, int64_t d, Range which, const States& h, const Own<T>& cells, const Part& sequences,
+  void finish(const L& layer, int64_t d, Range which, const States& h, const Own<T>& cell_states, const Part& sequences,
               Range units) {
     for_vectors(which, sequences, units, P, [&](int64_t b, int64_t j) {
       store(layer.state(static_cast<S*>(args.h_n), d, b, P) + j, h.read(b, j), P - j);
     });
     if (has_c)
       for_vectors(which, sequences, units, H, [&](int64_t b, int64_t j) {
-        store(layer.state(static_cast<S*>(args.c_n), d, b, H) + j, load(cells.at + b * cells.row + j), H - j);
+        store(layer.state(static_cast<S*>(args.c_n), d, b, H) + j, load(cell_states.at + b * cell_states.row + j), H - j);
       });
   }
 

@@ -1,5 +1,6 @@
 // All kernels of one instruction set and storage type; compiled once for each (but for double on AMX: kernel_table.h),
-// with its flags, its namespace and RNN_EXT_STORAGE = float, double, bfloat16, float16. Includes neither torch nor standard containers: of an inline
+// with its flags, its namespace and RNN_EXT_STORAGE = float, double, bfloat16, float16. The headers are parts of this
+// file, in the order in which they build on each other. Includes neither torch nor standard containers: of an inline
 // function shared with other files the linker keeps one copy, and that might be the one with instructions that the
 // machine lacks.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // both: GCC 12 about its own intrinsics

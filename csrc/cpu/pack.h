@@ -2,8 +2,9 @@
 // operations; those of several vectors, operation by operation in turn, fill the time in which one would wait for its own
 // results.
 
+// As many as leave enough registers: four of the cell of RNN, two of those with several gates (benchmarks/NOTES.md).
 template <class Cell>
-constexpr int kTogether = Cell::columns == 1 ? 4 : 2;  // as many as leave enough registers
+constexpr int kTogether = Cell::columns == 1 ? 4 : 2;
 
 struct True {
   constexpr operator bool() const { return true; }

@@ -14,9 +14,9 @@ RNN_EXT_KERNEL(kThreads) add(RNN_EXT_PARAM Add p) {
 template <class S>
 RNN_EXT_KERNEL(kThreads) previous_states(RNN_EXT_PARAM PreviousStates p) {
   const int64_t t = p.first_time + block() / p.blocks_per_step, before = p.direction == 0 ? t - 1 : t + 1;
-  const int64_t going = before < 0 || before >= p.seq.T ? 0 : p.seq.active(before);
-  const int64_t count = p.seq.active(t) * p.P, row = p.seq.first_row(t) - p.first_row;
-  const int64_t row_before = going > 0 ? p.seq.first_row(before) : 0;
+  const int64_t going = before < 0 || before >= p.seq.T ? 0 : p.seq.active_at(before);
+  const int64_t count = p.seq.active_at(t) * p.P, row = p.seq.first_row_at(t) - p.first_row;
+  const int64_t row_before = going > 0 ? p.seq.first_row_at(before) : 0;
   for (int64_t i = block() % p.blocks_per_step * int64_t(threads()) + thread(); i < count;
        i += int64_t(p.blocks_per_step) * threads()) {
     const int64_t b = i / p.P, j = i % p.P;

@@ -161,8 +161,8 @@ struct Run {
   };
   Window window(int64_t d, int64_t begin, int64_t end) const {
     const int64_t from = d == 0 ? begin : seq.T - end, last = from + end - begin - 1;
-    const int64_t first = call.seq.first_row(from);
-    return {first, call.seq.first_row(last) + call.seq.active(last) - first, from, end - begin};
+    const int64_t first = call.seq.first_row_at(from);
+    return {first, call.seq.first_row_at(last) + call.seq.active_at(last) - first, from, end - begin};
   }
   // How many steps there are in a chunk, if a row of what is kept of it has that many bytes.
   int64_t chunk_steps(int64_t row_bytes) const {
