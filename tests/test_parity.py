@@ -99,7 +99,7 @@ def test_deep_stacks_in_both_directions(layer, threads, batch, form):
 
 
 @pytest.mark.sanitize
-@each_meeting(3, layer=LAYERS, dtype=DTYPES, num_layers=[2, 5], form=["unbatched", "batched", "unsorted"])
+@each_meeting(2, layer=LAYERS, dtype=DTYPES, num_layers=[2, 5], form=["unbatched", "batched", "unsorted"])
 def test_deep_stacks_of_few_sequences(layer, dtype, num_layers, form):
     torch.set_num_threads(2)
     lengths = {"unbatched": (300,), "batched": (150, 150), "unsorted": (97, 150)}[form]
