@@ -26,7 +26,7 @@ class Captured(nn.Module):
         if theirs is None:
             return self
         twin = copy.copy(self)
-        twin.__class__ = theirs
+        twin.__class__ = theirs  # type: ignore[assignment]
         warnings.warn(
             f"rnn_ext: torch.jit.script takes torch.nn.{theirs.__name__}, in the model that is scripted too; "
             "rnn_ext.accelerate brings this one's back",

@@ -127,8 +127,8 @@ class LSTM(Recurrent):
     _STATES = 2
 
     # torch has them for an LSTM's pair of states, and a forward that a user has copied from torch calls them.
-    check_forward_args = nn.LSTM.check_forward_args
-    permute_hidden = nn.LSTM.permute_hidden
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
 
     @overload
