@@ -18,7 +18,7 @@ from rnn_ext.call import UNCHECKED, Call, as_call, plain_call, read_weights, run
 from rnn_ext.capture import Captured, as_leaf
 from rnn_ext.forms import BATCH_FIRST, ONE_SEQUENCE, PACKED, TIME_FIRST, Form
 from rnn_ext.frozen import kept_weights
-from rnn_ext.ops import _C, Stack
+from rnn_ext.ops import FACTS, Stack
 
 
 def _with_generator(input: Tensor, on_torch: Callable) -> Callable:
@@ -187,7 +187,7 @@ class Recurrent(Captured, nn.RNNBase):
 
     def _fit(self, weights: list[Tensor]) -> bool:
         """Whether the matrices have the shapes that the sizes of the layer ask for."""
-        state_size, gates = self.proj_size or self.hidden_size, _C.cells[self.mode][0]
+        state_size, gates = self.proj_size or self.hidden_size, FACTS[self.mode].gates
         directions = 2 if self.bidirectional else 1
         for name, weight in zip(self._flat_weights_names, weights, strict=True):
             inputs = self.input_size if "_l0" in name else directions * state_size

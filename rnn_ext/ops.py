@@ -25,6 +25,17 @@ _forward_op = torch.ops.rnn_ext.rnn_forward.default
 _backward_op = torch.ops.rnn_ext.rnn_backward.default
 
 
+class CellFacts(NamedTuple):
+    """What a cell's header in csrc/cells says of it."""
+
+    gates: int
+    states: int  # that run from step to step: h, and c where the cell has one
+    tape: int  # numbers per hidden unit and step that are kept for backward
+
+
+FACTS = {mode: CellFacts(*numbers) for mode, numbers in _C.cells.items()}  # by torch.nn.RNNBase.mode
+
+
 class Stack(NamedTuple):
     """What a call is, besides its tensors."""
 
@@ -38,12 +49,12 @@ class Stack(NamedTuple):
 
     @property
     def states(self) -> int:
-        """How many run from step to step: h, and c where the cell has one."""
-        return _C.cells[self.mode][1]
+        """How many run from step to step."""
+        return FACTS[self.mode].states
 
     def tape(self, projected: bool = False) -> int:
-        """How many numbers per hidden unit and step are kept for backward."""
-        return _C.cells[self.mode][2] + projected
+        """How many numbers per hidden unit and step are kept for backward, the projection's among them."""
+        return FACTS[self.mode].tape + projected
 
     def of_each(self, weights) -> int:
         """How many of the weights belong to each layer and direction."""

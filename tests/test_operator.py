@@ -50,8 +50,8 @@ PLANS = {
 
 
 def test_every_cell_has_a_reference():
-    assert CELLS.keys() == _C.cells.keys()
-    assert all((cell.gates, cell.states) == _C.cells[mode][:2] for mode, cell in CELLS.items())
+    assert CELLS.keys() == ops.FACTS.keys()
+    assert all((cell.gates, cell.states) == ops.FACTS[mode][:2] for mode, cell in CELLS.items())
 
 
 def test_every_plan_is_tried():
