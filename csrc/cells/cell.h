@@ -18,7 +18,7 @@
 // cell's h_t and dh_t are those before the projection, and it must not use h_{t-1} but through a. Only a cell that
 // carries `hidden` is given h_{t-1}. W_hh multiplies h_{t-1} as it is: what gates it, gates the product.
 // Both are constexpr, which is what lets nvcc call them on the GPU. A V has +, - and * with another one and with numbers,
-// and, found where it is defined, fma, tanh, sigmoid, relu and relu_gradient: no more (pack.h, cuda/math.h).
+// and, found where it is defined, fma, tanh, sigmoid, relu and relu_gradient: no more (pack.h, cuda/cells.h).
 #pragma once
 
 // X(name in PyTorch's RNNBase.mode, struct); all.h has their headers.
