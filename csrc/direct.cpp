@@ -25,6 +25,17 @@ PyObject* keep_weights(PyObject*, PyObject*) {
   });
 }
 
+PyObject* loop_steps(PyObject*, PyObject* rows) {
+  const int64_t most = PyLong_AsLongLong(rows);
+  if (PyErr_Occurred()) return nullptr;
+  return PyCapsule_New(new LoopSteps(most), kLoopSteps, [](PyObject* capsule) { delete loop_steps_in(capsule); });
+}
+
+PyObject* gradients_of_loop(PyObject*, PyObject* capsule) {
+  LoopSteps* const steps = loop_steps_in(capsule);
+  return steps == nullptr ? nullptr : result([&] { return steps->gradients(); }, Failure::raises);
+}
+
 PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!expects(count, 12, "forward")) return nullptr;
   PyObject *x = args[0], *h_0 = args[1], *c_0 = args[2], *weights = args[3], *batch_sizes = args[4], *masks = args[5];
@@ -51,10 +62,13 @@ PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   });
 }
 
+PyObject* backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  return expects(count, 18, "backward") ? run_backward(args, nullptr) : nullptr;
+}
+
 }  // namespace
 
-PyObject* direct_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (!expects(count, 18, "backward")) return nullptr;
+PyObject* run_backward(PyObject* const* args, LoopSteps* steps) {
   PyObject *x = args[0], *h_0 = args[1], *weights = args[2], *batch_sizes = args[3], *masks = args[4], *y = args[5],
            *saved = args[6], *dy = args[7], *dh_n = args[8], *dc_n = args[9];
   Inputs in;
@@ -76,10 +90,14 @@ PyObject* direct_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Tensors saved_t = in.take_all(saved);
   Maybe dy_t = in.take_maybe(dy), dh_n_t = in.take_maybe(dh_n), dc_n_t = in.take_maybe(dc_n);
   return result([&] {
-    return rnn_backward<Cpu>(std::move(x_t), std::move(h_0_t), std::move(weights_t), std::move(batch_sizes_t),
-                             std::move(masks_t), std::move(y_t), std::move(saved_t), std::move(dy_t), std::move(dh_n_t),
-                             std::move(dc_n_t), mode, num_layers, flags[0], flags[1], flags[2], flags[3], flags[4],
-                             flags[5]);
+    const bool later = steps != nullptr && flags[4];
+    const Needs need{flags[1], flags[2], flags[3], flags[4] && !later};
+    Tensors found;
+    if (!later || need.dx || need.dh_0 || need.dc_0)
+      found = backward_on(Cpu{}, x_t, h_0_t, weights_t, std::move(batch_sizes_t), std::move(masks_t), y_t, saved_t,
+                          dy_t, dh_n_t, dc_n_t, mode, num_layers, flags[0], need, flags[5]);
+    if (later) steps->add(x_t, h_0_t, weights_t, y_t, saved_t, dy_t, dh_n_t, dc_n_t, mode, flags[5]);
+    return found;
   });
 }
 
@@ -100,14 +118,21 @@ PyMethodDef* direct_methods() {
        "be saved, the tuple (outputs, x, states, weights), outputs as `forward` gives them and states as many as hx has. "
        "NotImplemented if the call is not plain, or if anything is wrong with it. Raises TypeError for another number of "
        "arguments."},
-      {"backward", (PyCFunction)(void*)direct_backward, METH_FASTCALL,
+      {"backward", (PyCFunction)(void*)backward, METH_FASTCALL,
        "The operator rnn_backward, likewise. Raises TypeError for another number of arguments."},
       {"gradients", (PyCFunction)(void*)gradients, METH_FASTCALL,
-       "gradients(saved, d_outputs, wanted, num_masks, mode, num_layers, bidirectional, batch_invariant): what the backward "
-       "of autograd.py's Function returns. saved: batch_sizes, x, h_0, c_0, y, the masks, the weights, and what forward "
-       "kept; d_outputs: of y, h_n and c_n; wanted: needs_input_grad. NotImplemented as from `backward`, and where gradients "
-       "may be differentiated or batched. Raises TypeError for another number of arguments, and what torch raises where "
-       "there is no memory to round them."},
+       "gradients(saved, d_outputs, wanted, num_masks, mode, num_layers, bidirectional, batch_invariant, steps): what the "
+       "backward of autograd.py's Function returns for x, h_0, c_0, the masks and the weights. saved: batch_sizes, x, h_0, "
+       "c_0, y, the masks, the weights, and what forward kept; d_outputs: of y, h_n and c_n; wanted: which gradients; steps: "
+       "None, or what `loop_steps` gave, for the weights' part of a step, which then have None. NotImplemented as from "
+       "`backward`, and where gradients may be differentiated or batched. Raises TypeError for another number of arguments, "
+       "and what torch raises where there is no memory to round them."},
+      {"loop_steps", loop_steps, METH_O,
+       "loop_steps(rows): something for `gradients` to keep calls of one step in, that many rows at most at a time. Of one "
+       "pass of backward: not for several threads at once."},
+      {"gradients_of_loop", gradients_of_loop, METH_O,
+       "gradients_of_loop(steps): of the weights, summed over the steps that were given, in the compute type. Raises "
+       "RuntimeError as the operator does."},
       {"keep_weights", keep_weights, METH_NOARGS,
        "Something for `forward` to keep packed weights in, of one layer or cell whose weights do not change."},
       {nullptr, nullptr, 0, nullptr}};

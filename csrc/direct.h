@@ -4,10 +4,12 @@
 
 namespace rnn_ext {
 
+class LoopSteps;
+
 PyMethodDef* direct_methods();
 
-// direct.cpp: the operators.
-PyObject* direct_backward(PyObject*, PyObject* const* args, Py_ssize_t count);
+// direct.cpp: the operator rnn_backward with these 18 arguments; with `steps`, the weights' part is left there.
+PyObject* run_backward(PyObject* const* args, LoopSteps* steps);
 
 // plain_call.cpp: a call of a layer or cell, and what autograd.py's Function gives in backward.
 PyObject* plain_call(PyObject*, PyObject* const* args, Py_ssize_t count);

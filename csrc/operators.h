@@ -55,13 +55,17 @@ Tensors rnn_forward(Tensor x, Maybe h_0, Maybe c_0, Tensors weights, Maybe batch
                     std::move(masks), std::move(mode), num_layers, bidirectional, save, batch_invariant);
 }
 
-// The wanted gradients in this order: dx, dh_0, dc_0 (each if needed), one for each weight (if need_dw); in the compute
-// type. `saved` is what forward returned behind the final states.
+struct Needs {
+  bool dx = false, dh_0 = false, dc_0 = false, dw = false;
+};
+
+// The wanted gradients in this order: dx, dh_0, dc_0 (each if needed), one for each weight (if needed); in the compute
+// type. `saved` is what forward returned behind the final states; `sum`, if not empty, what those of the weights are added
+// to, on the CPU.
 template <class Device>
-Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, MaybeTensors masks, Tensor y,
-                     Tensors saved, Maybe dy, Maybe dh_n, Maybe dc_n, std::string mode, int64_t num_layers,
-                     bool bidirectional, bool need_dx, bool need_dh_0, bool need_dc_0, bool need_dw,
-                     bool batch_invariant) {
+Tensors backward_on(const Device& device, Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, MaybeTensors masks,
+                    Tensor y, Tensors saved, Maybe dy, Maybe dh_n, Maybe dc_n, std::string mode, int64_t num_layers,
+                    bool bidirectional, Needs need, bool batch_invariant, const Tensors& sum = {}) {
   const Call call(x, h_0, std::nullopt, weights, batch_sizes, masks.value_or(Tensors{}), mode, num_layers,
                   bidirectional);
   const Shape& s = call.shape;
@@ -96,22 +100,23 @@ Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, Ma
   }
   Tensors gradients;
   gradients.reserve(3 + weights.size());
-  if (need_dx) {
+  if (need.dx) {
     gradients.push_back(empty(Sizes(x), type, x));
     args.dx = gradients.back().mutable_data_ptr();
   }
-  if (need_dh_0) {
+  if (need.dh_0) {
     gradients.push_back(empty(call.h_sizes(), type, x));
     args.dh_0 = gradients.back().mutable_data_ptr();
   }
-  if (need_dc_0) {
+  if (need.dc_0) {
     gradients.push_back(empty(call.c_sizes(), type, x));
     args.dc_0 = gradients.back().mutable_data_ptr();
   }
   std::vector<LayerGradients> layer_gradients;
-  if (need_dw) {
+  if (need.dw) {
+    size_t next = 0;
     const auto gradient = [&](const Tensor& w) {
-      gradients.push_back(empty(Sizes(w), type, x));
+      gradients.push_back(sum.empty() ? empty(Sizes(w), type, x) : sum[next++]);
       return gradients.back().mutable_data_ptr();
     };
     for (size_t i = 0; i < call.weights.size(); i += call.per_pair) {
@@ -126,9 +131,20 @@ Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, Ma
       layer_gradients.push_back(g);
     }
     args.gradients = layer_gradients.data();
+    args.add_to_gradients = !sum.empty();
   }
-  Device{}.backward(call, args, batch_invariant);
+  device.backward(call, args, batch_invariant);
   return gradients;
+}
+
+template <class Device>
+Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, MaybeTensors masks, Tensor y,
+                     Tensors saved, Maybe dy, Maybe dh_n, Maybe dc_n, std::string mode, int64_t num_layers,
+                     bool bidirectional, bool need_dx, bool need_dh_0, bool need_dc_0, bool need_dw,
+                     bool batch_invariant) {
+  return backward_on(Device{}, std::move(x), std::move(h_0), std::move(weights), std::move(batch_sizes), std::move(masks),
+                     std::move(y), std::move(saved), std::move(dy), std::move(dh_n), std::move(dc_n), std::move(mode),
+                     num_layers, bidirectional, {need_dx, need_dh_0, need_dc_0, need_dw}, batch_invariant);
 }
 
 }  // namespace rnn_ext

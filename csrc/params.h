@@ -119,6 +119,7 @@ struct BackwardArgs : CallArgs {
   void* dh_0 = nullptr;                // [L*D, B, P], compute type, or null when not wanted
   void* dc_0 = nullptr;                // [L*D, B, H], likewise
   const LayerGradients* gradients = nullptr;  // [L*D], or null when not wanted
+  bool add_to_gradients = false;       // to those of the weights, not into them; on the CPU
 };
 
 struct Team;

@@ -132,10 +132,9 @@ PyObject* plain_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return save && out != nullptr && PyList_Check(out) ? Py_BuildValue("(NOOO)", out, x, states.object, weights.object) : out;
 }
 
-// The gradients of a call for the Function of autograd.py, which takes its arguments in this order: four that are not
-// differentiated, x, h_0, c_0, the masks and the weights.
+// The gradients of a call for the Function of autograd.py: those of x, h_0, c_0, the masks and the weights.
 PyObject* gradients(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (!expects(count, 8, "gradients")) return nullptr;
+  if (!expects(count, 9, "gradients")) return nullptr;
   PyObject *saved = args[0], *d_outputs = args[1], *wanted = args[2];
   if (aoti_torch_grad_mode_is_enabled() || !PyTuple_Check(saved) || !PyTuple_Check(d_outputs) || !PyTuple_Check(wanted) ||
       PyTuple_GET_SIZE(d_outputs) != 3)
@@ -145,29 +144,30 @@ PyObject* gradients(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (dy == Py_None && dh_n == Py_None && dc_n == Py_None) return not_implemented();
   // saved: batch_sizes, x, h_0, c_0, y, then masks and weights, then what forward kept
   const Py_ssize_t arguments = PyTuple_GET_SIZE(wanted), first_mask = 5;
-  const Py_ssize_t first_weight = first_mask + PyLong_AsLong(args[3]), kept = first_mask + arguments - 7;
-  if (PyErr_Occurred() || arguments < 7 || first_weight < first_mask || first_weight > kept || PyTuple_GET_SIZE(saved) < kept)
+  const Py_ssize_t first_weight = first_mask + PyLong_AsLong(args[3]), kept = first_mask + arguments - 3;
+  LoopSteps* const steps = args[8] == Py_None ? nullptr : loop_steps_in(args[8]);
+  if (PyErr_Occurred() || arguments < 3 || first_weight < first_mask || first_weight > kept || PyTuple_GET_SIZE(saved) < kept)
     return not_implemented();
   const auto wants = [&](Py_ssize_t i) { return PyTuple_GET_ITEM(wanted, i) == Py_True; };
   bool any_weight = false;
-  for (Py_ssize_t i = 7 + first_weight - first_mask; i < arguments; ++i) any_weight = any_weight || wants(i);
+  for (Py_ssize_t i = 3 + first_weight - first_mask; i < arguments; ++i) any_weight = any_weight || wants(i);
   const auto flag = [](bool value) { return value ? Py_True : Py_False; };
   PyObject* const x = PyTuple_GET_ITEM(saved, 1);
   const Ref masks(PyTuple_GetSlice(saved, first_mask, first_weight)), weights(PyTuple_GetSlice(saved, first_weight, kept));
   const Ref tape(PyTuple_GetSlice(saved, kept, PyTuple_GET_SIZE(saved)));
   PyObject* const call[18] = {
       x, PyTuple_GET_ITEM(saved, 2), weights.object, PyTuple_GET_ITEM(saved, 0), masks.object, PyTuple_GET_ITEM(saved, 4),
-      tape.object, dy, dh_n, dc_n, args[4], args[5], args[6], flag(wants(4)), flag(wants(5)), flag(wants(6)),
+      tape.object, dy, dh_n, dc_n, args[4], args[5], args[6], flag(wants(0)), flag(wants(1)), flag(wants(2)),
       flag(any_weight), args[7]};
-  const Ref found(direct_backward(nullptr, call, 18));
+  const Ref found(run_backward(call, steps));
   if (found.object == nullptr) return nullptr;
   if (!PyList_Check(found.object)) return not_implemented();
   if (!round_gradients(found.object, x)) return nullptr;
   PyObject* const all = PyTuple_New(arguments);
   for (Py_ssize_t i = 0, next = 0; i < arguments; ++i) {
-    const bool weight = i >= 7 + first_weight - first_mask;
+    const bool weight = i >= 3 + first_weight - first_mask;
     PyObject* gradient = Py_None;
-    if ((weight && any_weight) || (i >= 4 && i < 7 && wants(i))) gradient = PyList_GET_ITEM(found.object, next++);
+    if ((weight && any_weight && steps == nullptr) || (i < 3 && wants(i))) gradient = PyList_GET_ITEM(found.object, next++);
     Py_INCREF(gradient);
     PyTuple_SET_ITEM(all, i, gradient);
   }

@@ -3,6 +3,7 @@
 #pragma once
 #include "direct.h"
 
+#include "cpu/loop_steps.h"
 #include "cpu/device.h"
 
 namespace rnn_ext {
@@ -102,19 +103,26 @@ inline PyObject* not_implemented() {
   Py_RETURN_NOTIMPLEMENTED;
 }
 
-// What `run` returns, as Python tensors.
+// What `run` returns, as Python tensors; if it fails, NotImplemented, or where there is no operator to judge the call, the
+// error.
+enum class Failure { not_implemented, raises };
 template <class Run>
-PyObject* result(const Run& run) {
+PyObject* result(const Run& run, Failure failure = Failure::not_implemented) {
   Tensors out;
-  bool failed = false;
+  std::string error;
   Py_BEGIN_ALLOW_THREADS;
   try {
     out = run();
-  } catch (...) {
-    failed = true;
+  } catch (const std::exception& e) {
+    error = e.what();
+    if (error.empty()) error = "rnn_ext: failed";
   }
   Py_END_ALLOW_THREADS;
-  if (failed) return not_implemented();
+  if (!error.empty()) {
+    if (failure == Failure::not_implemented) return not_implemented();
+    PyErr_SetString(PyExc_RuntimeError, error.c_str());
+    return nullptr;
+  }
   const Ref capsules(PyList_New(Py_ssize_t(out.size())));
   for (size_t i = 0; i < out.size(); ++i) {
     AtenTensorHandle handle = nullptr;
@@ -130,5 +138,10 @@ inline bool expects(Py_ssize_t given, Py_ssize_t count, const char* name) {
 }
 
 inline constexpr const char* kKeptWeights = "rnn_ext.KeptWeights";
+inline constexpr const char* kLoopSteps = "rnn_ext.LoopSteps";
+
+inline LoopSteps* loop_steps_in(PyObject* capsule) {
+  return static_cast<LoopSteps*>(PyCapsule_GetPointer(capsule, kLoopSteps));
+}
 
 }  // namespace rnn_ext

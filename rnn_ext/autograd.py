@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
-from rnn_ext import checkpoint, ops, transforms
+from rnn_ext import checkpoint, loops, ops, transforms
 from rnn_ext.ops import Stack
 
 
@@ -57,25 +57,29 @@ def recurrent(
             return checkpoint.recurrent(x, h_0, c_0, weights, batch_sizes, masks, stack, steps)
         tensors = (x, h_0, c_0, *masks, *weights)
         if torch.compiler.is_compiling():
-            return _Recurrent.apply(None, stack, batch_sizes, len(masks), *tensors)
+            return _Recurrent.apply(None, None, stack, batch_sizes, len(masks), *tensors)
         alive = [None if t is None else unwrap_if_dead(t) for t in tensors]
-        return _apply(None, stack, batch_sizes, len(masks), *alive)
+        return _apply(None, None, stack, batch_sizes, len(masks), *alive)
     return ops.forward(x, h_0, c_0, weights, batch_sizes, masks, stack, False, kept)
 
 
-def differentiable(outputs, x, h_0, c_0, weights, batch_sizes, stack: Stack) -> tuple[Tensor, ...]:
-    """What `recurrent` gives for a plain call of which the operator has given these outputs and what backward needs."""
-    return _apply(outputs, stack, batch_sizes, 0, x, h_0, c_0, *weights)
+def differentiable(outputs, x, h_0, c_0, weights, batch_sizes, stack: Stack, token=None) -> tuple[Tensor, ...]:
+    """What `recurrent` gives for a plain call of which the operator has given these outputs and what backward needs.
+
+    token: loops.py's, of a step whose weights' gradients may wait for those of other steps.
+    """
+    return _apply(token, outputs, stack, batch_sizes, 0, x, h_0, c_0, *weights)
 
 
 class _Recurrent(torch.autograd.Function):
     """First order and nothing else, which halves the cost of `apply`, and torch.compile takes it.
 
+    token: see `differentiable`, or None.
     outputs: what the operator gives, where it has been called.
     """
 
     @staticmethod
-    def forward(ctx, outputs, stack, batch_sizes, num_masks, x, h_0, c_0, *masks_and_weights):
+    def forward(ctx, token, outputs, stack, batch_sizes, num_masks, x, h_0, c_0, *masks_and_weights):
         masks, weights = masks_and_weights[:num_masks], masks_and_weights[num_masks:]
         y, *rest = outputs or ops.forward(x, h_0, c_0, weights, batch_sizes, masks, stack, True)
         states = stack.states
@@ -83,6 +87,7 @@ class _Recurrent(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         alone = batch_sizes is None and x.dim() == 2  # the states of one step: one output less to differentiate
         ctx.call = stack, num_masks, len(weights), alone
+        ctx.token = token
         return tuple(rest[:states]) if alone else (y, *rest[:states])
 
     @staticmethod
@@ -93,10 +98,12 @@ class _Recurrent(torch.autograd.Function):
         if len(d_outputs) == 2:
             d_outputs = *d_outputs, None
         saved_tensors = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[5:]
         if not torch.compiler.is_compiling() and forward_ad._current_level < 0:
-            found = ops.gradients(saved_tensors, d_outputs, ctx.needs_input_grad, num_masks, stack)
+            steps = None if ctx.token is None else loops.steps_of_pass(ctx.token)
+            found = ops.gradients(saved_tensors, d_outputs, wanted, num_masks, stack, steps)
             if found is not NotImplemented:
-                return found
+                return None, None, None, None, None, *found
         batch_sizes, x, h_0, c_0, y, *rest = saved_tensors
         masks, rest = rest[:num_masks], rest[num_masks:]
         weights, saved = rest[:num_weights], rest[num_weights:]
@@ -104,9 +111,9 @@ class _Recurrent(torch.autograd.Function):
         def by_kernels(needs):
             return ops.backward(x, h_0, weights, batch_sizes, masks, y, saved, *d_outputs, stack, needs)
 
-        wanted = ctx.needs_input_grad[4:]
         args = x, h_0, c_0, weights, batch_sizes, masks, stack
-        return None, None, None, None, *transforms.gradients_of_call(wanted, by_kernels, d_outputs, *args)
+        of_token = torch.zeros(0) if loops.is_node(ctx.token) and torch.compiler.is_compiling() else None
+        return of_token, None, None, None, None, *transforms.gradients_of_call(wanted, by_kernels, d_outputs, *args)
 
 
 # What `_Recurrent.apply` comes down to where no transform is active; the rest of it takes as long as this.

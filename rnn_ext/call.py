@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from rnn_ext import settings
+from rnn_ext import loops, settings
 from rnn_ext.autograd import differentiable, recurrent
 from rnn_ext.forms import Form
 from rnn_ext.frozen import kept_weights
@@ -94,7 +94,9 @@ def plain_call(
         return None
     outputs, x, states, weights = found  # somebody asks for a gradient
     h_0, c_0 = (*form.states(states), None, None)[:2]
-    return form.results(differentiable(outputs, form.input(x), h_0, c_0, weights, batch_sizes, Stack._make(stack)))
+    x = form.input(x)
+    token = None if batch_sizes is not None else loops.token(x, weights, stack)
+    return form.results(differentiable(outputs, x, h_0, c_0, weights, batch_sizes, Stack._make(stack), token))
 
 
 def is_refusal(error: RuntimeError) -> bool:

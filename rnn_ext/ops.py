@@ -99,11 +99,23 @@ def backward(x, h_0, weights, batch_sizes, masks, y, saved, dy, dh_n, dc_n, stac
         raise
 
 
-def gradients(saved_tensors, d_outputs, wanted, num_masks, stack):
-    """What the Function of autograd.py gives in backward, of a plain eager call on the CPU; else NotImplemented."""
+def gradients(saved_tensors, d_outputs, wanted, num_masks, stack, steps=None):
+    """What the Function of autograd.py gives in backward, of a plain eager call on the CPU; else NotImplemented.
+
+    With steps (loops.py), the part of the weights is left there, and they have None.
+    """
     if not saved_tensors[1].is_cpu:
         return NotImplemented
-    return _C.gradients(saved_tensors, d_outputs, wanted, num_masks, *stack, settings.is_batch_invariant())
+    return _C.gradients(saved_tensors, d_outputs, wanted, num_masks, *stack, settings.is_batch_invariant(), steps)
+
+
+def gradients_of_loop(steps, dtype):
+    """Of weights of that type: the sum over the steps that were left there (loops.py)."""
+    try:
+        return rounded(_C.gradients_of_loop(steps), dtype)
+    except RuntimeError as error:
+        raise_out_of_memory(error)
+        raise
 
 
 def rounded(gradients: list[Tensor], dtype: torch.dtype) -> list[Tensor]:

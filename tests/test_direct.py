@@ -367,15 +367,20 @@ def test_arguments_of_other_types_go_to_the_operator():
     assert _C.forward(*[object()] * 12) is NotImplemented
     assert _C.backward(*[None] * 18) is NotImplemented
     assert _C.plain_call(*[object()] * 17) is NotImplemented
+    with pytest.raises(ValueError):
+        _C.gradients_of_loop(object())
+    with pytest.raises(TypeError):
+        _C.loop_steps("many")
     call = "GRU", 1, False, False
     for saved, d_outputs, wanted, num_masks in [
         (None, None, None, None),
         ((), (), (), 0),
-        ((None,) * 5, (None,) * 3, (True,) * 7, 0),
-        *(((1,) * 9, (1,) * 3, (True,) * 11, n) for n in ("1", -1, 0, 5)),
+        ((None,) * 5, (None,) * 3, (True,) * 3, 0),
+        *(((1,) * 9, (1,) * 3, (True,) * 7, n) for n in ("1", -1, 0, 5)),
     ]:
-        with torch.no_grad():
-            assert _C.gradients(saved, d_outputs, wanted, num_masks, *call) is NotImplemented
+        for steps in (None, _C.loop_steps(4), object()):
+            with torch.no_grad():
+                assert _C.gradients(saved, d_outputs, wanted, num_masks, *call, steps) is NotImplemented
 
 
 def test_an_input_without_dimensions_goes_to_the_operator():

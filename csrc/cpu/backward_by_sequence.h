@@ -244,7 +244,8 @@ class BySequence<T, BackwardArgs> {
       for (int64_t j = mine.begin; j < mine.end; j += kLane) {
         Vec<T> v = load(from + j, count - j);
         for (int64_t i = 1; i < partial_sums; ++i) v += load(from + i * partial_size + j, count - j);
-        store(static_cast<T*>(gradient) + j, v, count - j);
+        T* const to = static_cast<T*>(gradient) + j;
+        store(to, args.add_to_gradients ? load(to, count - j) + v : v, count - j);
       }
     };
     add(out.dW_ih, first.dW_ih, G * H * I);

@@ -36,7 +36,7 @@ class WeightGradients {
     int64_t all = 0;
     for (const int64_t N : columns) all += round_up(N, Product::kUnit);
     Range mine = team.part(all, Product::kUnit);
-    const bool first = c.end == args.seq.T;  // chunks come in reverse
+    const bool first = c.end == args.seq.T && !args.add_to_gradients;  // chunks come in reverse
     const Transposed left = Product::transposed(da_T, da, width, chunk_rows);
     if (Product::copies(width, chunk_rows)) {
       Product::transpose(left, da, rows.size(), team.part(width, 32));

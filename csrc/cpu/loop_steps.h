@@ -1,0 +1,75 @@
+// The weight gradients of calls of one step, many calls at once: rnn_ext/loops.py.
+#pragma once
+#include <array>
+#include <cstring>
+
+#include "device.h"
+
+namespace rnn_ext {
+
+// Takes calls of one step of one layer and direction, and keeps the rows that their weights' gradients are made of. When
+// it has as many as it may keep, they are to the kernels one step of so many sequences, whose gradients it adds up.
+class LoopSteps {
+ public:
+  explicit LoopSteps(int64_t rows) : capacity_(rows) {}
+
+  // The arguments are the operator's. Takes all of a call or, if it throws, nothing.
+  void add(const Tensor& x, const Maybe& h_0, const Tensors& weights, const Tensor& y, const Tensors& saved,
+           const Maybe& dy, const Maybe& dh_n, const Maybe& dc_n, const std::string& mode, bool batch_invariant) {
+    const int64_t B = x.size(-2);
+    STD_TORCH_CHECK(B <= capacity_ && x.numel() == B * x.size(-1), "rnn_ext: not one step, or too many sequences");
+    if (rows_ + B > capacity_) multiply();
+    std::array<Maybe, kParts> part = {x, y, h_0, dy, dh_n, dc_n, saved.empty() ? Maybe() : Maybe(saved.front())};
+    for (int i = 0; i < kParts; ++i) {
+      if (!part[i]) continue;
+      part[i] = dense(*part[i]);
+      const int64_t width = part[i]->numel() / B;
+      if (!kept_[i]) {
+        kept_[i] = empty({capacity_, width}, x.scalar_type(), x);
+        std::memset(row(i, 0), 0, rows_ * row_bytes(i));
+      }
+      STD_TORCH_CHECK(kept_[i]->size(1) == width && kept_[i]->scalar_type() == part[i]->scalar_type(),
+                      "rnn_ext: the steps of a loop have different sizes or dtypes");
+      (void)memory_of(*part[i]);
+    }
+    for (int i = 0; i < kParts; ++i)  // where there is nothing, as in the gradient of a state that nobody used, zeros
+      if (part[i]) std::memcpy(row(i, rows_), part[i]->const_data_ptr(), B * row_bytes(i));
+      else if (kept_[i]) std::memset(row(i, rows_), 0, B * row_bytes(i));
+    rows_ += B;
+    weights_ = weights;
+    mode_ = mode;
+    batch_invariant_ = batch_invariant;
+  }
+
+  // Of all weights, over all the calls, in the compute type; nothing if there were none.
+  Tensors gradients() {
+    if (rows_ > 0) multiply();
+    return sum_;
+  }
+
+ private:
+  size_t row_bytes(int i) const { return size_t(kept_[i]->size(1)) * bytes_of(kept_[i]->scalar_type()); }
+  char* row(int i, int64_t r) { return static_cast<char*>(kept_[i]->mutable_data_ptr()) + r * row_bytes(i); }
+
+  void multiply() {
+    const auto rows = [&](int i) -> Maybe {
+      if (!kept_[i]) return std::nullopt;
+      const int64_t sizes[] = {rows_, kept_[i]->size(1)}, strides[] = {sizes[1], 1};
+      return view(*kept_[i], 2, sizes, strides);
+    };
+    const Maybe tape = rows(6);
+    sum_ = backward_on(Cpu{}, *rows(0), rows(2), weights_, std::nullopt, Tensors(), *rows(1), tape ? Tensors{*tape} : Tensors(),
+                       rows(3), rows(4), rows(5), mode_, 1, false, Needs{.dw = true}, batch_invariant_, sum_);
+    rows_ = 0;
+  }
+
+  static constexpr int kParts = 7;  // x, y, h_0, dy, dh_n, dc_n, tape
+  const int64_t capacity_;
+  int64_t rows_ = 0;
+  std::array<Maybe, kParts> kept_;  // [capacity, width], of the parts that any step had
+  Tensors weights_, sum_;
+  std::string mode_;
+  bool batch_invariant_ = false;
+};
+
+}  // namespace rnn_ext
