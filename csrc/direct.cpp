@@ -108,7 +108,7 @@ PyMethodDef* direct_methods() {
        "Raises TypeError for another number of arguments."},
       {"forward", (PyCFunction)(void*)forward, METH_FASTCALL,
        "The operator rnn_forward with its arguments, past the dispatcher, and what keep_weights has given or None; of "
-       "one step that saves nothing without y, which is h_n. NotImplemented where the operator must be called. Raises "
+       "one step perhaps without y, which is h_n then. NotImplemented where the operator must be called. Raises "
        "TypeError for another number of arguments."},
       {"plain_call", (PyCFunction)(void*)plain_call, METH_FASTCALL,
        "plain_call(x, hx, batch_sizes, dim, swapped, axis, parameters, names, mode, num_layers, bidirectional, input_size, "

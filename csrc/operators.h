@@ -15,7 +15,8 @@ inline constexpr const char* rnn_backward_schema =
 
 // masks: None where nothing is dropped, for an AOTInductor package turns an empty list into None.
 // y, h_n, c_n (if the cell has one) and, if `save`, what backward needs: the outputs of the layers below the last (if
-// any) and the tape (if there is one). With `states_only`, y is left out of one step that saves nothing: it is h_n.
+// any) and the tape (if there is one). With `states_only`, y is left out of one step: it is h_n. Where backward needs it
+// beside a tape it is there, since then h_n may be changed in place, as torch's may.
 template <class Device>
 Tensors forward_on(const Device& device, Tensor x, Maybe h_0, Maybe c_0, Tensors weights, Maybe batch_sizes,
                    MaybeTensors masks, std::string mode, int64_t num_layers, bool bidirectional, bool save,
@@ -31,7 +32,7 @@ Tensors forward_on(const Device& device, Tensor x, Maybe h_0, Maybe c_0, Tensors
     return out.back().mutable_data_ptr();
   };
   const int64_t outputs = s.D * s.P;
-  const bool no_y = states_only && call.single && !save;
+  const bool no_y = states_only && call.single && (!save || call.tape() == 0);
   if (!no_y) args.y = output(call.y_sizes());
   args.h_n = output(call.h_sizes());
   if (no_y) args.y = args.h_n;

@@ -82,6 +82,7 @@ class _Recurrent(torch.autograd.Function):
     def forward(ctx, token, outputs, stack, batch_sizes, num_masks, x, h_0, c_0, *masks_and_weights):
         masks, weights = masks_and_weights[:num_masks], masks_and_weights[num_masks:]
         y, *rest = outputs or ops.forward(x, h_0, c_0, weights, batch_sizes, masks, stack, True)
+        rest = rest or [y]
         states = stack.states
         ctx.save_for_backward(batch_sizes, x, h_0, c_0, y, *masks_and_weights, *rest[states:])
         ctx.set_materialize_grads(False)

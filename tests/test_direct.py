@@ -257,6 +257,9 @@ def test_a_step_without_dimensions_of_one_gives_the_bits_of_a_sequence_of_one(la
     flat = ops.forward(x, *states, weights, None, (), stack, True)
     sequence = [None if t is None else t.unsqueeze(0) for t in (x, *states)]
     whole = ops.forward(*sequence, weights, None, (), stack, True)
+    if stack.tape() == 0:
+        assert len(flat) == 1  # h_n, of which backward makes use as y
+        flat *= 2
     for i, (a, b) in enumerate(zip(flat, whole, strict=True)):
         assert torch.equal(a, b.squeeze(0) if i <= len(layer.states) else b)
 
