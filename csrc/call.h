@@ -149,8 +149,9 @@ struct Call {
   int64_t x_step = 0, x_row = 0, per_pair = 0;  // per_pair: weights per layer and direction
   bool single = false;  // one step of one layer and direction: x is [B, I], states are [B, P] and [B, H]
 
+  // Without `reads_weights`, of which nobody then needs more than the sizes: their memory may have been given back.
   Call(const Tensor& input, const Maybe& h_initial, const Maybe& c_initial, const Tensors& params, const Maybe& batch_sizes,
-       const Tensors& dropout, const std::string& mode, int64_t num_layers, bool bidirectional)
+       const Tensors& dropout, const std::string& mode, int64_t num_layers, bool bidirectional, bool reads_weights = true)
       : cell(cell_of(mode)), dtype(dtype_of(input)), x(input) {
     STD_TORCH_CHECK(cell >= 0, "rnn_ext: no cell of mode ", mode);
     const int64_t pairs = num_layers * (bidirectional ? 2 : 1);
@@ -175,8 +176,8 @@ struct Call {
       const auto weight = [&](int64_t j, const Sizes& sizes) {
         const Tensor& w = params[i * per_pair + j];
         check_shape(w, sizes, x, sizes.count == 2 ? "weight" : "bias");
-        weights.push_back(dense(w));
-        return memory_of(weights.back());
+        weights.push_back(reads_weights ? dense(w) : w);
+        return reads_weights ? memory_of(weights.back()) : nullptr;
       };
       LayerWeights w;
       w.W_ih = weight(0, {gate_rows, inputs});

@@ -62,13 +62,13 @@ struct Needs {
 
 // The wanted gradients in this order: dx, dh_0, dc_0 (each if needed), one for each weight (if needed); in the compute
 // type. `saved` is what forward returned behind the final states; `sum`, if not empty, what those of the weights are added
-// to, on the CPU.
+// to, on the CPU. One step whose weights' gradients alone are wanted may go without `reads_weights` there.
 template <class Device>
 Tensors backward_on(const Device& device, Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, MaybeTensors masks,
                     Tensor y, Tensors saved, Maybe dy, Maybe dh_n, Maybe dc_n, std::string mode, int64_t num_layers,
-                    bool bidirectional, Needs need, bool batch_invariant, const Tensors& sum = {}) {
+                    bool bidirectional, Needs need, bool batch_invariant, const Tensors& sum = {}, bool reads_weights = true) {
   const Call call(x, h_0, std::nullopt, weights, batch_sizes, masks.value_or(Tensors{}), mode, num_layers,
-                  bidirectional);
+                  bidirectional, reads_weights);
   const Shape& s = call.shape;
   const ScalarType type = compute_type(x);
   BackwardArgs args{call.args()};

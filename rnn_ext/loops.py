@@ -25,13 +25,12 @@ ROWS = 64  # that wait at most: enough for a fast product, and less memory than 
 class _First:
     """The token of a step that may be the only one: its gradients do not wait, for a node would cost more."""
 
-    __slots__ = ("__weakref__",)
+    first_weight: Tensor
 
 
-# By the ids of the weights, which live as long as the graph that the token belongs to, and their dtype, with which
-# autograd changes where their gradients go.
-_tokens: dict[tuple[Any, ...], weakref.ref[Any]] = {}
-_MANY = 1000  # tokens, of which most are dead
+# By cell and weights (their ids), the token of a graph that is being built. It lives as long as the graph, and so do
+# the weights.
+_tokens: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()
 
 
 def token(x: Tensor, weights: list[Tensor], stack: tuple[str, int, bool]) -> Any:
@@ -39,29 +38,31 @@ def token(x: Tensor, weights: list[Tensor], stack: tuple[str, int, bool]) -> Any
 
     Args:
         x: [B, I] or [1, B, I]. With many sequences, what waits is as large as the gradients.
-        weights: of a cell, or a layer. Those that have to be computed differ from step to step, and of those that need
-            no gradient nothing waits: then the step is left to itself.
+        weights: of a cell, or a layer without a projection, whose gradient would need the weight once more. Those that
+            have to be computed differ from step to step, and of those that need no gradient nothing waits: then the
+            step is left to itself.
         stack: what a Stack is made of.
     """
-    _, num_layers, bidirectional = stack
+    mode, num_layers, bidirectional = stack
     shape = x.shape
-    if num_layers > 1 or bidirectional or len(shape) == 3 and shape[0] > 1:
+    if 8 * shape[-2] > weights[1].shape[1] or 2 * shape[-2] > ROWS or len(weights) % 2 == 1:
         return None
-    if 8 * shape[-2] > weights[1].shape[1] or 2 * shape[-2] > ROWS:
+    if num_layers > 1 or bidirectional or len(shape) == 3 and shape[0] > 1:
         return None
     for weight in weights:
         if not (weight.requires_grad and weight.is_leaf):
             return None
-    key = (weights[0].dtype, *map(id, weights))
-    reference = _tokens.get(key)
-    found = None if reference is None else reference()
-    if type(found) is Tensor:
-        return found
+    key = (mode, *map(id, weights))
+    found: Any = _tokens.get(key)
+    if found is not None and found.first_weight.data_ptr() != weights[0].data_ptr():
+        found = None  # the weights got other memory, and with it perhaps another place where autograd adds gradients up
+    if is_node(found):
+        if _is_new(found.grad_fn):
+            return found
+        found = None
     found = _First() if found is None else _node(*weights)
-    if len(_tokens) > _MANY:
-        for dead in [k for k, reference in list(_tokens.items()) if reference() is None]:
-            _tokens.pop(dead, None)
-    _tokens[key] = weakref.ref(found)
+    found.first_weight = weights[0].detach()
+    _tokens[key] = found
     return found
 
 
@@ -70,15 +71,37 @@ def is_node(token: Any) -> bool:
     return isinstance(token, Tensor)
 
 
+def _is_new(node: Any) -> bool:
+    """Whether no backward has come to this node's steps yet: what comes after it is another graph."""
+    try:
+        return not node.saved_tensors and not node.begun
+    except RuntimeError:  # autograd has released it
+        return False
+
+
+class _Pass:
+    """The steps of one pass of backward, which own it until the pass ends, however it ends."""
+
+    def __init__(self) -> None:
+        self.steps = _C.loop_steps(ROWS)
+
+    def __call__(self) -> None:
+        """What autograd calls at the end."""
+
+
 def steps_of_pass(token: Any) -> Any:
     """Where a step leaves its part in this pass of backward; None if it has to give the gradients itself."""
     if not is_node(token) or torch.is_grad_enabled():  # they may be differentiated
         return None
     node, task = token.grad_fn, torch._C._current_graph_task_id()
     found = node.passes.get(task)
-    if found is None and task >= 0 and torch._C._will_engine_execute_node(node):
-        found = node.passes[task] = _C.loop_steps(ROWS)
-    return found
+    if found is None:
+        if task < 0 or not torch._C._will_engine_execute_node(node):
+            return None
+        found = node.passes[task] = _Pass()
+        node.begun = True
+        torch.autograd.Variable._execution_engine.queue_callback(found)
+    return found.steps
 
 
 class _WeightGradients(torch.autograd.Function):
@@ -89,16 +112,17 @@ class _WeightGradients(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.shapes = [w.shape for w in weights]
         ctx.dtype = weights[0].dtype
-        ctx.passes = {}  # steps by the number that autograd gives a pass
+        ctx.passes = weakref.WeakValueDictionary()  # by the number that autograd gives a pass
+        ctx.begun = False
         return weights[0].new_empty(0)
 
     @staticmethod
     def backward(ctx, _):
-        if torch.compiler.is_compiling():  # which adds gradients up itself, and takes no None
+        if torch.compiler.is_compiling() and not ctx.passes:  # which adds gradients up itself, and takes no None
             return tuple(torch.zeros(shape, dtype=ctx.dtype) for shape in ctx.shapes)
-        steps = ctx.passes.pop(torch._C._current_graph_task_id(), None)
-        found = [] if steps is None else ops.gradients_of_loop(steps, ctx.dtype)
-        return tuple(found) or (None,) * len(ctx.shapes)
+        found = ctx.passes.pop(torch._C._current_graph_task_id(), None)
+        gradients = [] if found is None else ops.gradients_of_loop(found.steps, ctx.dtype)
+        return tuple(gradients) or (None,) * len(ctx.shapes)
 
 
 _node = super(torch.autograd.Function, _WeightGradients).apply  # as in autograd.py

@@ -8,7 +8,8 @@
 namespace rnn_ext {
 
 // Takes calls of one step of one layer and direction, and keeps the rows that their weights' gradients are made of. When
-// it has as many as it may keep, they are to the kernels one step of so many sequences, whose gradients it adds up.
+// it has as many as it may keep, they are to the kernels one step of so many sequences, whose gradients it adds up. The
+// weights themselves are not read: after their last step their memory may be given back, as FSDP does.
 class LoopSteps {
  public:
   explicit LoopSteps(int64_t rows) : capacity_(rows) {}
@@ -17,7 +18,8 @@ class LoopSteps {
   void add(const Tensor& x, const Maybe& h_0, const Tensors& weights, const Tensor& y, const Tensors& saved,
            const Maybe& dy, const Maybe& dh_n, const Maybe& dc_n, const std::string& mode, bool batch_invariant) {
     const int64_t B = x.size(-2);
-    STD_TORCH_CHECK(B <= capacity_ && x.numel() == B * x.size(-1), "rnn_ext: not one step, or too many sequences");
+    STD_TORCH_CHECK(B <= capacity_ && x.numel() == B * x.size(-1) && weights.size() % 2 == 0 && (rows_ == 0 || mode == mode_),
+                    "rnn_ext: not one step without a projection, or too many sequences, or another cell");
     if (rows_ + B > capacity_) multiply();
     std::array<Maybe, kParts> part = {x, y, h_0, dy, dh_n, dc_n, saved.empty() ? Maybe() : Maybe(saved.front())};
     for (int i = 0; i < kParts; ++i) {
@@ -59,7 +61,7 @@ class LoopSteps {
     };
     const Maybe tape = rows(6);
     sum_ = backward_on(Cpu{}, *rows(0), rows(2), weights_, std::nullopt, Tensors(), *rows(1), tape ? Tensors{*tape} : Tensors(),
-                       rows(3), rows(4), rows(5), mode_, 1, false, Needs{.dw = true}, batch_invariant_, sum_);
+                       rows(3), rows(4), rows(5), mode_, 1, false, Needs{.dw = true}, batch_invariant_, sum_, false);
     rows_ = 0;
   }
 
