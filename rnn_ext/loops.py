@@ -25,12 +25,13 @@ ROWS = 64  # that wait at most: enough for a fast product, and less memory than 
 class _First:
     """The token of a step that may be the only one: its gradients do not wait, for a node would cost more."""
 
-    first_weight: Tensor
+    __slots__ = ("__weakref__",)
 
 
 # By cell and weights (their ids), the token of a graph that is being built. It lives as long as the graph, and so do
 # the weights.
-_tokens: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()
+_tokens: dict[tuple[Any, ...], weakref.ref[Any]] = {}
+_most_tokens = 1000  # dead ones among them: then those are dropped
 
 
 def token(x: Tensor, weights: list[Tensor], stack: tuple[str, int, bool]) -> Any:
@@ -53,30 +54,44 @@ def token(x: Tensor, weights: list[Tensor], stack: tuple[str, int, bool]) -> Any
         if not (weight.requires_grad and weight.is_leaf):
             return None
     key = (mode, *map(id, weights))
-    found: Any = _tokens.get(key)
-    if found is not None and found.first_weight.data_ptr() != weights[0].data_ptr():
-        found = None  # the weights got other memory, and with it perhaps another place where autograd adds gradients up
-    if is_node(found):
-        if _is_new(found.grad_fn):
-            return found
-        found = None
-    found = _First() if found is None else _node(*weights)
-    found.first_weight = weights[0].detach()
-    _tokens[key] = found
+    reference = _tokens.get(key)
+    found: Any = None if reference is None else reference()
+    if type(found) is _First:
+        found = _node(*weights)
+        found.first_weight = weights[0].detach()
+    elif found is not None and _serves(found, weights[0]):
+        return found
+    else:
+        found = _First()
+    _register(key, found)
     return found
+
+
+def _serves(token: Any, first_weight: Tensor) -> bool:
+    """Whether a token with a node is of the graph that is being built: no backward has come to it yet, and the weights
+    have the memory that they had. With other memory they may have got another place where autograd adds gradients up.
+    """
+    node = token.grad_fn
+    try:
+        released = bool(node.saved_tensors)  # there are none: asking raises where autograd has released the node
+    except RuntimeError:
+        released = True
+    return not released and not node.begun and token.first_weight.data_ptr() == first_weight.data_ptr()
+
+
+def _register(key: tuple[Any, ...], token: Any) -> None:
+    global _most_tokens
+    if len(_tokens) >= _most_tokens:
+        for k, reference in list(_tokens.items()):
+            if reference() is None:
+                _tokens.pop(k, None)
+        _most_tokens = max(1000, 2 * len(_tokens))
+    _tokens[key] = weakref.ref(token)
 
 
 def is_node(token: Any) -> bool:
     """Whether a token has a node."""
     return isinstance(token, Tensor)
-
-
-def _is_new(node: Any) -> bool:
-    """Whether no backward has come to this node's steps yet: what comes after it is another graph."""
-    try:
-        return not node.saved_tensors and not node.begun
-    except RuntimeError:  # autograd has released it
-        return False
 
 
 class _Pass:

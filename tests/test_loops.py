@@ -160,7 +160,7 @@ def test_gradients_add_up_over_passes(cell):
 def token_of(module):
     """The token that the next step would take, if it is there already."""
     weights = [*map(id, module.parameters())]
-    return next((token for (_, *ids), token in list(loops._tokens.items()) if ids == weights), None)
+    return next((reference() for (_, *ids), reference in list(loops._tokens.items()) if ids == weights), None)
 
 
 @each_cell
@@ -204,6 +204,15 @@ def test_after_backward_the_next_loop_has_a_node_of_its_own(cell, retain_graph):
     module.zero_grad()
     second.backward()
     assert all(torch.equal(a, b) for a, b in zip(before, grads(module)))
+
+
+def test_tokens_of_graphs_that_are_gone_are_forgotten():
+    cell, alive = CELLS[0], []
+    for _ in range(2500):
+        outputs, _ = run(cell, cell.make_ours(1, 8), random_steps(cell, 2, 1, 1))
+        alive = alive or outputs
+    assert len(loops._tokens) <= 1000
+    assert sum(reference() is not None for reference in loops._tokens.values()) < 10
 
 
 @each_cell
