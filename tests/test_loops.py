@@ -105,6 +105,15 @@ def test_one_sequence_without_an_axis_for_it(cell, sums):
     assert_all_close(grads(ours), grads(theirs))
 
 
+@each_cell
+def test_a_sum_is_handed_over(cell, sums):
+    """Autograd would copy what somebody else has too."""
+    module = cell.make_ours(I, H)
+    loss(cell, module, random_steps(cell)).backward()
+    [(steps, dtype)] = sums
+    assert ops.gradients_of_loop(steps, dtype) == []
+
+
 @each_module
 def test_a_single_step_has_no_sum(layer, sums):
     module, steps = layer.make_ours(I, H), random_steps(layer)

@@ -2,6 +2,7 @@
 #pragma once
 #include <array>
 #include <cstring>
+#include <utility>
 
 #include "device.h"
 
@@ -43,10 +44,13 @@ class LoopSteps {
     batch_invariant_ = batch_invariant;
   }
 
-  // Of all weights, over all the calls, in the compute type; nothing if there were none.
+  // Of all weights, over all the calls, in the compute type; nothing if there were none. Keeps nothing: autograd adds to a
+  // gradient in its place, or takes it over, only where nobody else has it.
   Tensors gradients() {
     if (rows_ > 0) multiply();
-    return sum_;
+    kept_ = {};
+    weights_.clear();
+    return std::exchange(sum_, {});
   }
 
  private:
