@@ -28,6 +28,9 @@ class _First:
     __slots__ = ("__weakref__",)
 
 
+LARGE = 1 << 16  # numbers in a weight from which on the node is cheap beside it, and its gradient takes memory
+
+
 # By cell and weights (their ids), the token of a graph that is being built. It lives as long as the graph, and so do
 # the weights.
 _tokens: dict[tuple[Any, ...], weakref.ref[Any]] = {}
@@ -56,11 +59,11 @@ def token(x: Tensor, weights: list[Tensor], stack: tuple[str, int, bool]) -> Any
     key = (mode, *map(id, weights))
     reference = _tokens.get(key)
     found: Any = None if reference is None else reference()
-    if type(found) is _First:
+    if is_node(found) and _serves(found, weights[0]):
+        return found
+    if type(found) is _First or weights[1].numel() >= LARGE:
         found = _node(*weights)
         found.first_weight = weights[0].detach()
-    elif found is not None and _serves(found, weights[0]):
-        return found
     else:
         found = _First()
     _register(key, found)
