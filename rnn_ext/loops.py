@@ -20,15 +20,13 @@ from rnn_ext import ops
 from rnn_ext.ops import _C
 
 ROWS = 64  # that wait at most: enough for a fast product, and less memory than a gradient of a weight
+LARGE = 1 << 16  # numbers in a weight from which on the first step of a cell, which is seldom the only one, waits too
 
 
 class _First:
     """The token of a step that may be the only one: its gradients do not wait, for a node would cost more."""
 
     __slots__ = ("__weakref__",)
-
-
-LARGE = 1 << 16  # numbers in a weight from which on the node is cheap beside it, and its gradient takes memory
 
 
 # By cell and weights (their ids), the token of a graph that is being built. It lives as long as the graph, and so do
@@ -61,7 +59,7 @@ def token(x: Tensor, weights: list[Tensor], stack: tuple[str, int, bool]) -> Any
     found: Any = None if reference is None else reference()
     if is_node(found) and _serves(found, weights[0]):
         return found
-    if type(found) is _First or weights[1].numel() >= LARGE:
+    if type(found) is _First or len(shape) == 2 and weights[1].numel() >= LARGE:
         found = _node(*weights)
         found.first_weight = weights[0].detach()
     else:
