@@ -109,20 +109,20 @@ enum class Failure { not_implemented, raises };
 template <class Run>
 PyObject* result(const Run& run, Failure failure = Failure::not_implemented) {
   Tensors out;
-  std::string error;
+  bool failed = false;
+  std::string error = "rnn_ext: failed";
   Py_BEGIN_ALLOW_THREADS;
   try {
     out = run();
   } catch (const std::exception& e) {
+    failed = true;
     error = e.what();
-    if (error.empty()) error = "rnn_ext: failed";
+  } catch (...) {
+    failed = true;
   }
   Py_END_ALLOW_THREADS;
-  if (!error.empty()) {
-    if (failure == Failure::not_implemented) return not_implemented();
-    PyErr_SetString(PyExc_RuntimeError, error.c_str());
-    return nullptr;
-  }
+  if (failed && failure == Failure::not_implemented) return not_implemented();
+  if (failed) return PyErr_SetString(PyExc_RuntimeError, error.c_str()), nullptr;
   const Ref capsules(PyList_New(Py_ssize_t(out.size())));
   for (size_t i = 0; i < out.size(); ++i) {
     AtenTensorHandle handle = nullptr;

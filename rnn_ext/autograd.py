@@ -82,7 +82,7 @@ class _Recurrent(torch.autograd.Function):
     def forward(ctx, token, outputs, stack, batch_sizes, num_masks, x, h_0, c_0, *masks_and_weights):
         masks, weights = masks_and_weights[:num_masks], masks_and_weights[num_masks:]
         y, *rest = outputs or ops.forward(x, h_0, c_0, weights, batch_sizes, masks, stack, True)
-        rest = rest or [y]
+        rest = rest or [y]  # of an RNN cell's step: h_n, which backward takes for y
         states = stack.states
         ctx.save_for_backward(batch_sizes, x, h_0, c_0, y, *masks_and_weights, *rest[states:])
         ctx.set_materialize_grads(False)
@@ -101,7 +101,7 @@ class _Recurrent(torch.autograd.Function):
         saved_tensors = ctx.saved_tensors
         wanted = ctx.needs_input_grad[5:]
         if not torch.compiler.is_compiling() and forward_ad._current_level < 0:
-            steps = None if ctx.token is None else loops.steps_of_pass(ctx.token)
+            steps = loops.steps_of_pass(ctx.token)
             found = ops.gradients(saved_tensors, d_outputs, wanted, num_masks, stack, steps)
             if found is not NotImplemented:
                 return None, None, None, None, None, *found
@@ -113,6 +113,7 @@ class _Recurrent(torch.autograd.Function):
             return ops.backward(x, h_0, weights, batch_sizes, masks, y, saved, *d_outputs, stack, needs)
 
         args = x, h_0, c_0, weights, batch_sizes, masks, stack
+        # Compiled autograd adds gradients up itself, and takes no None.
         of_token = torch.zeros(0) if loops.is_node(ctx.token) and torch.compiler.is_compiling() else None
         return of_token, None, None, None, None, *transforms.gradients_of_call(wanted, by_kernels, d_outputs, *args)
 

@@ -74,13 +74,14 @@ def _serves(token: Any, first_weight: Tensor) -> bool:
     """
     node = token.grad_fn
     try:
-        released = bool(node.saved_tensors)  # there are none: asking raises where autograd has released the node
+        _ = node.saved_tensors  # there are none, but asking raises where autograd has released the node
     except RuntimeError:
-        released = True
-    return not released and not node.begun and token.first_weight.data_ptr() == first_weight.data_ptr()
+        return False
+    return not node.begun and token.first_weight.data_ptr() == first_weight.data_ptr()
 
 
 def _register(key: tuple[Any, ...], token: Any) -> None:
+    """Keeps a token for the next step, and forgets those of graphs that are gone once there are many."""
     global _most_tokens
     if len(_tokens) >= _most_tokens:
         for k, reference in list(_tokens.items()):
@@ -134,7 +135,7 @@ class _WeightGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, _):
-        if torch.compiler.is_compiling() and not ctx.passes:  # which adds gradients up itself, and takes no None
+        if torch.compiler.is_compiling() and not ctx.passes:  # as in autograd.py
             return tuple(torch.zeros(shape, dtype=ctx.dtype) for shape in ctx.shapes)
         found = ctx.passes.pop(torch._C._current_graph_task_id(), None)
         gradients = [] if found is None else ops.gradients_of_loop(found.steps, ctx.dtype)

@@ -105,6 +105,18 @@ def test_one_sequence_without_an_axis_for_it(cell, sums):
     assert_all_close(grads(ours), grads(theirs))
 
 
+@pytest.mark.sanitize
+@each_cell
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_sum_has_the_same_bits_with_any_number_of_threads(cell, dtype):
+    module, steps, found = cell.make_ours(40, 130, dtype=dtype), random_steps(cell, 30, 5, 40, dtype), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(torch.autograd.grad(loss(cell, module, steps), list(module.parameters())))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other))
+
+
 @each_cell
 def test_a_sum_is_handed_over(cell, sums):
     """Autograd would copy what somebody else has too."""

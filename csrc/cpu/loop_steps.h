@@ -12,6 +12,8 @@ namespace rnn_ext {
 // it has as many as it may keep, they are to the kernels one step of so many sequences, whose gradients it adds up. The
 // weights themselves are not read: after their last step their memory may be given back, as FSDP does.
 class LoopSteps {
+  enum Part { kX, kY, kH0, kDy, kDh, kDc, kTape, kParts };
+
  public:
   explicit LoopSteps(int64_t rows) : capacity_(rows) {}
 
@@ -63,13 +65,13 @@ class LoopSteps {
       const int64_t sizes[] = {rows_, kept_[i]->size(1)}, strides[] = {sizes[1], 1};
       return view(*kept_[i], 2, sizes, strides);
     };
-    const Maybe tape = rows(6);
-    sum_ = backward_on(Cpu{}, *rows(0), rows(2), weights_, std::nullopt, Tensors(), *rows(1), tape ? Tensors{*tape} : Tensors(),
-                       rows(3), rows(4), rows(5), mode_, 1, false, Needs{.dw = true}, batch_invariant_, sum_, false);
+    const Maybe tape = rows(kTape);
+    sum_ = backward_on(Cpu{}, *rows(kX), rows(kH0), weights_, std::nullopt, Tensors(), *rows(kY),
+                       tape ? Tensors{*tape} : Tensors(), rows(kDy), rows(kDh), rows(kDc), mode_, 1, false,
+                       Needs{.dw = true}, batch_invariant_, sum_, false);
     rows_ = 0;
   }
 
-  static constexpr int kParts = 7;  // x, y, h_0, dy, dh_n, dc_n, tape
   const int64_t capacity_;
   int64_t rows_ = 0;
   std::array<Maybe, kParts> kept_;  // [capacity, width], of the parts that any step had
