@@ -92,15 +92,16 @@ py::tuple plan(const std::string& mode, int64_t T, int64_t B, const std::vector<
   return py::make_tuple(name(p), p.threads, name(p.multiply));
 }
 
-std::vector<double> next_shares(const std::vector<double>& shares, const std::vector<long>& busy) {
+std::vector<double> next_shares(const std::vector<double>& shares, const std::vector<long>& busy, long rounds) {
   if (shares.empty() || shares.size() != busy.size())
     throw std::invalid_argument("expected as many shares as times, and one at least, got " +
                                 std::to_string(shares.size()) + " and " + std::to_string(busy.size()));
   std::vector<Pace> paces;
   for (size_t i = 0; i < shares.size(); ++i) paces.push_back({0, shares[i], busy[i], 0});
-  share_by_pace(paces.data(), int(paces.size()));
+  paces.push_back({1, 0, rounds, 0});
+  share_by_pace(paces.data(), int(shares.size()));
   std::vector<double> next;
-  for (const Pace& p : paces) next.push_back(p.share);
+  for (size_t i = 0; i < shares.size(); ++i) next.push_back(paces[i].share);
   return next;
 }
 
@@ -129,9 +130,9 @@ PYBIND11_MODULE(_C, m) {
         "(name, threads, product) of the plan that a call of this shape takes; batch_sizes is empty unless it is packed, "
         "dtype is float32, float64, bfloat16 or float16, proj_size 0 without a projection. Raises ValueError for an unknown "
         "mode or dtype.");
-  m.def("next_shares", &next_shares, py::arg("shares"), py::arg("busy"),
-        "The shares of a batch, which add up to 1, that workers have next who took `busy` ticks of a clock for these. Raises "
-        "ValueError unless there is one of each for every worker.");
+  m.def("next_shares", &next_shares, py::arg("shares"), py::arg("busy"), py::arg("rounds") = 2,
+        "The shares of a batch, which add up to 1, that workers have next who took `busy` ticks of a clock for these, `rounds` "
+        "rounds after shares last changed. Raises ValueError unless there is one of each for every worker.");
   m.def("set_float32_product", &choose_float32_product, py::arg("product"), "See rnn_ext.set_float32_product.");
   m.def("float32_product", [] { return float32_products[int(float32_product())]; }, "What set_float32_product has set.");
   m.def("fma_peak", &checked_rate<fma_peak>, py::arg("seconds"), py::arg("threads"),

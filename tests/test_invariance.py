@@ -160,9 +160,11 @@ def test_nothing_depends_on_the_number_of_threads(layer, dtype, shape, options, 
 
 @each_layer
 @each_dtype
-def test_nothing_packed_depends_on_the_number_of_threads(layer, dtype):
-    lengths, results = torch.tensor([3, 9, 1, 9, 4, 4, 8, 2, 9, 5, 7]), []
-    batch = Batch(layer, (11, 9, 17, 33), dtype, lengths, num_layers=2, bidirectional=True)
+@pytest.mark.parametrize("sequences", [11, 41])
+def test_nothing_packed_depends_on_the_number_of_threads(layer, dtype, sequences):
+    lengths, results = torch.tensor([3, 9, 1, 9, 4, 4, 8, 2, 9, 5, 7] * 4)[:sequences], []
+    options = {"num_layers": 2, "bidirectional": sequences < 20}  # with many, each thread keeps to its own
+    batch = Batch(layer, (sequences, 9, 17, 33), dtype, lengths, **options)
     with rnn_ext.batch_invariant():
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
@@ -335,6 +337,13 @@ def test_who_is_slower_gets_a_smaller_share_until_all_take_as_long():
 def test_shares_stay_where_threads_are_about_as_fast_or_no_clock_runs():
     for busy in ([100, 105], [100, 0], [0, 0]):
         assert rnn_ext._C.next_shares([0.4, 0.6], busy) == [0.4, 0.6]
+
+
+def test_shares_stay_for_two_rounds_after_a_change():
+    """What a thread has just got from another one takes longer at first: judged by that, shares would go to and fro."""
+    stay, follow = [rnn_ext._C.next_shares([0.4, 0.6], [100, 200], rounds) for rounds in (1, 2)]
+    assert stay == [0.4, 0.6]
+    assert follow[0] > 0.4
 
 
 def test_a_thread_that_is_held_up_keeps_a_share_by_which_it_can_recover():

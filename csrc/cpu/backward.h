@@ -103,23 +103,32 @@ class Backward {
     const int64_t N = layer.inputs();
     const Range rows = layer.rows(d, {c.index, steps.begin, steps.end});
     const Gradients da = direction[d].da[c.index % 2].at(rows.begin - layer.rows(d, c).begin);
+    const auto product_of = [&](T* to, int64_t ldo, const Gradients& some, int64_t count, Range columns) {
+      for (int g = 0; g < G; ++g)
+        weights.multiply(to, ldo, some.at(0, g * Hk), count, weights.W_ih(layer, d, g), columns,
+                         g > 0 ? Into::add : Into::assign, d, team);
+    };
+    if (keeps_sequences(team)) {
+      const Part own = sequences_of<Product>(team, args.seq);
+      for (int64_t s = steps.begin; s < steps.end; ++s)
+        if (const int64_t count = own.count(layer.active(d, s)); count > 0) {
+          const int64_t row = layer.first_row(d, s) + own.first;
+          product_of(dx(layer.l) + row * N, own.step * N, da.at(row - rows.begin).every(own.step), count, {0, N});
+        }
+      return;
+    }
     // A worker keeps its part of W_ih in its own cache, or else all of it.
     const bool by_column = weights.shares_columns(N, team);
     const Range mine = by_column ? Range{0, rows.size()} : team.part(rows.size(), Product::kRowUnit);
     const Range columns = by_column ? team.part(N, Product::kUnit) : Range{0, N};
-    const auto product_of = [&](T* out, int64_t ldo, Range some) {
-      for (int g = 0; g < G; ++g)
-        weights.multiply(out, ldo, da.at(mine.begin, g * Hk), mine.size(), weights.W_ih(layer, d, g), some,
-                         g > 0 ? Into::add : Into::assign, d, team);
-    };
     T* const out = dx(layer.l) + (rows.begin + mine.begin) * N;
-    if (args.shape.D == 1) return product_of(out, N, columns);
+    if (args.shape.D == 1) return product_of(out, N, da.at(mine.begin), mine.size(), columns);
     constexpr int64_t kWidth = Product::kWidth;
     T* const sum = sums + team.rank * chunk_rows * kWidth;
     const Groups<Product> groups{columns, 1};
     for (int64_t i = 0; i < groups.count(); ++i) {
       const Range group = groups[i];
-      product_of(sum - group.begin, kWidth, group);
+      product_of(sum - group.begin, kWidth, da.at(mine.begin), mine.size(), group);
       for (int64_t r = 0; r < mine.size(); ++r)
         for (int64_t j = group.begin; j < group.end; j += kLane) {
           T* const to = out + r * N + j;
@@ -138,6 +147,13 @@ class Backward {
  private:
   // Gradient of layer l's input, [R, inputs]; null where nobody wants it.
   T* dx(int64_t l) const { return l == 0 ? static_cast<T*>(args.dx) : dx_below[l % 2]; }
+
+  // Whether a worker computes the input gradients of its own sequences, whose da is in its cache, step by step; not with
+  // few of them, where narrow panels need many, nor with two directions, whose workers may have others in each.
+  bool keeps_sequences(const Team& team) const {
+    return Product::kAnyRows && !kNarrowPanels && args.plan.split == Split::batch && args.shape.D == 1 &&
+           args.seq.B >= 2 * Product::kRowUnit * team.size;
+  }
 
   static void clear(T* p, int64_t n, const Team& team) {
     const Range mine = team.part(n, 64);

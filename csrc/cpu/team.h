@@ -86,11 +86,15 @@ struct alignas(64) Pace {
 };
 
 // Changes the shares [size] of workers that took so long for them half of the way to those for which all would take as
-// long; `before` of the first, and of the one behind the last, stays. Nothing changes where they hardly differ.
+// long; `before` of the one behind the last stays, whose `busy` counts the rounds since the last change. Nothing changes
+// where they hardly differ, nor soon after a change: what a worker has got from another one comes from that one's cache,
+// so that it takes longer, would give it back, and so on.
 RNN_EXT_INLINE void share_by_pace(Pace* paces, int size) {
   constexpr double kAlike = 1.06;  // the slowest may take so much longer: what is shared out comes in pieces
   constexpr double kLeast = 0.2;   // of an equal share: who was held up once must be able to show that it is over
+  constexpr long kSettled = 2;     // rounds
   Pace* const end = paces + size;
+  if (end->busy++ < kSettled) return;
   long most = paces->busy, least = most;
   double pace = 0, sum = 0, before = 0;
   for (Pace* p = paces; p < end; ++p) {
@@ -99,6 +103,7 @@ RNN_EXT_INLINE void share_by_pace(Pace* paces, int size) {
     pace += p->share / double(p->busy);
   }
   if (least <= 0 || double(most) < kAlike * double(least)) return;
+  end->busy = 0;
   for (Pace* p = paces; p < end; ++p) {
     const double share = (p->share + p->share / double(p->busy) / pace) / 2;
     sum += p->share = share < kLeast / size ? kLeast / size : share;

@@ -1,6 +1,8 @@
 // Gradients of weights and biases from the da of a chunk, for all its steps as one product each:
 //   dW_ih += da^T x,   dW_hh += da^T h_{t-1},   dW_hr += dh^T out,   db += sum of da.
 // They are split among the workers by output, never by sequence: no sum depends on how many workers there are.
+// Mostly by columns, so that a worker packs its part of x and h, and reads all of da. Where a number of da meets few columns,
+// it takes longer to fetch it from the cache of the worker that wrote it: then by rows.
 
 template <class S, class Product>
 class WeightGradients {
@@ -10,6 +12,7 @@ class WeightGradients {
   using Transposed = typename Product::Transposed;
   using L = Layer<S, BackwardArgs>;
   static constexpr int64_t kLane = kLanes<T>;
+  static constexpr int64_t kFewRows = 4, kFewColumns = 256;
 
  public:
   WeightGradients(const BackwardArgs& args, const CellFacts& cell)
@@ -35,12 +38,18 @@ class WeightGradients {
     const int64_t columns[] = {layer.inputs(), P, args.shape.projected ? H : 0};
     int64_t all = 0;
     for (const int64_t N : columns) all += round_up(N, Product::kUnit);
-    Range mine = team.part(all, Product::kUnit);
+    const bool by_row = splits_rows(columns[ih]);
+    const Range units = by_row ? Range(team.part(H, kFewRows)) : Range{0, H};
+    Range mine = by_row ? Range{0, all} : team.part(all, Product::kUnit);
     const bool first = c.end == args.seq.T && !args.add_to_gradients;  // chunks come in reverse
     const Transposed left = Product::transposed(da_T, da, width, chunk_rows);
     if (Product::copies(width, chunk_rows)) {
-      Product::transpose(left, da, rows.size(), team.part(width, 32));
-      team.wait();
+      for (int i = 0; by_row && i < cell.columns; ++i)
+        Product::transpose(left, da, rows.size(), {i * Hk + units.begin, i * Hk + units.end});
+      if (!by_row) {
+        Product::transpose(left, da, rows.size(), team.part(width, 32));
+        team.wait();
+      }
     }
     char* mine_packed = panel + team.rank * panel_bytes();
     const S** from = sources + team.rank * chunk_rows;
@@ -54,7 +63,8 @@ class WeightGradients {
       }
       for (int64_t column = mine.begin, count; column < end; column += count) {
         count = smaller(columns_at_once(), end - column);
-        const int64_t M = w == hr ? P : H;
+        const int64_t M = w == hr ? P : H;  // rows of a gate
+        const Range some = w == hr ? Range{0, P} : units;
         const Right B = Right::of(mine_packed, rows.size(), count);
         const auto row = [&](int64_t k, int64_t n, int64_t count) {
           if (!from[k]) return Vec<T>{};
@@ -64,9 +74,9 @@ class WeightGradients {
         pack_rows(B, row, Range{0, count});
         for (int g = 0; g < (w == hr ? 1 : cell.gates); ++g) {
           const int column_of_da = w == hr ? cell.columns : w == hh ? cell.hidden_columns[g] : g;
-          for (int64_t m = 0; m < M; m += Product::kLeftRows)
+          for (int64_t m = some.begin; m < some.end; m += Product::kLeftRows)
             product(static_cast<T*>(dW[w]) + (g * M + m) * N + column, N, left.at(column_of_da * Hk + m),
-                    smaller(Product::kLeftRows, M - m), B, Range{0, count}, first ? Into::assign : Into::add);
+                    smaller(Product::kLeftRows, some.end - m), B, Range{0, count}, first ? Into::assign : Into::add);
         }
       }
       const int64_t done = round_up(N, Product::kUnit);
@@ -76,6 +86,14 @@ class WeightGradients {
   }
 
  private:
+  // Where there are many columns, or more than da has, packing all of them takes longer; and with narrow panels, unless
+  // da has to be copied, for which workers need not wait then.
+  bool splits_rows(int64_t inputs) const {
+    const int64_t all = inputs + P;
+    return Product::kOnFloats && !args.shape.projected && all <= kFewColumns && all <= cell.columns * H &&
+           (!kNarrowPanels || Product::copies(width, chunk_rows));
+  }
+
   // Columns that are packed at once for the gradients of weights: panels that a core's cache holds, so that da, the larger
   // of the two, is read once for many of them; where there are few rows, all, so that the gradient is written row by row.
   int64_t columns_at_once() const {
