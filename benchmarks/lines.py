@@ -76,6 +76,7 @@ class Line:
     memory: int | None
     torch_memory: int | None
     amx: Amx | None
+    barrier_ns: tuple[float, ...]
     pairs: int
 
     @property
@@ -133,6 +134,7 @@ def _line(record: dict, peak_gflops: float) -> Line:
         memory=memory.get("rnn_ext"),
         torch_memory=memory.get("torch"),
         amx=_amx(record),
+        barrier_ns=tuple(record.get("barrier_ns", ())),
         pairs=len(fused),
     )
 

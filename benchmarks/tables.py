@@ -88,6 +88,8 @@ def columns(members: list[Line]) -> list[Column]:
     if any(line.bound_ms for line in members):
         found.append(("torch / bound", lambda line: number(line.bound_ratio)))
     found.append(("pairs", lambda line: line.pairs))
+    if any(line.barrier_ns for line in members):
+        found.append(("barrier ns", lambda line: ", ".join(f"{ns:.0f}" for ns in line.barrier_ns) or "–"))
     for name in others_of(members):
         found += other_columns(name)
     if any(line.memory for line in members):
@@ -225,7 +227,7 @@ def barriers(result: dict) -> str:
     return (
         f"A barrier between the threads of a line took {typical:.0f} ns (median of {len(readings)} readings),"
         f" {readings[-1]:.0f} at most; more than {SLOW_BARRIER} times the median, as where cores share no cache, in"
-        f" {percent(slow)} of them."
+        f" {percent(slow)} of them. Tables tell it for each line, before and after: such cores slow both sides down."
     )
 
 

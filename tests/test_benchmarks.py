@@ -309,6 +309,8 @@ def test_barriers_that_took_longer_than_usual_are_told(tmp_path):
     told = tables.barriers(result_with([near, far]))
     assert "took 55 ns (median of 4 readings), 400 at most" in told and "in 25% of them" in told
     facts = {"fma_peak_gflops": {"2": [200.0]}}
+    rows = tables.speed_table(lines.lines(result_with([near, far]) | facts), "simple").splitlines()
+    assert "barrier ns" in rows[0] and "40, 50" in rows[2] and "60, 400" in rows[3]
     assert told in report.write({"run": result_with([near, far]) | facts}, tmp_path).read_text()
     assert "barrier" not in report.write({"run": result_with([record(ONE, "training", 2.0)])}, tmp_path).read_text()
 
