@@ -95,6 +95,8 @@ Tensors backward_on(const Device& device, Tensor x, Maybe h_0, Tensors weights, 
     dh_n_rows = call.state(*dh_n, call.h_sizes(), "dh_n");
     args.dh_n = memory_of(dh_n_rows);
   }
+  STD_TORCH_CHECK(call.facts().states > 1 || (!dc_n && !need.dc_0), "rnn_ext: a cell without a cell state has no dc");
+  STD_TORCH_CHECK(sum.empty() || sum.size() == weights.size(), "rnn_ext: expected a sum for each weight");
   if (dc_n) {
     dc_n_rows = call.state(*dc_n, call.c_sizes(), "dc_n");
     args.dc_n = memory_of(dc_n_rows);

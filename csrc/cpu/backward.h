@@ -70,7 +70,7 @@ class Backward {
 
   // What must be done before the last chunk.
   void prepare(const L& layer, const Team& team) {
-    if (layer.l == 0) take_pages(args.dx, args.seq.R * args.shape.I * int64_t(sizeof(T)), team);
+    if (layer.l == 0 && args.shape.D == 1) take_pages(args.dx, args.seq.R * args.shape.I * int64_t(sizeof(T)), team);
     for (int64_t d = 0; d < args.shape.D; ++d) {
       for (const Gradients& da : direction[d].da) clear_behind(da, team);
       weights.pack(layer, d, dx(layer.l) != nullptr, team);
@@ -108,7 +108,7 @@ class Backward {
         weights.multiply(to, ldo, some.at(0, g * Hk), count, weights.W_ih(layer, d, g), columns,
                          g > 0 ? Into::add : Into::assign, d, team);
     };
-    if (keeps_sequences(team)) {
+    if (keeps_sequences(layer, team)) {
       const Part own = sequences_of<Product>(team, args.seq);
       for (int64_t s = steps.begin; s < steps.end; ++s)
         if (const int64_t count = own.count(layer.active(d, s)); count > 0) {
@@ -148,11 +148,13 @@ class Backward {
   // Gradient of layer l's input, [R, inputs]; null where nobody wants it.
   T* dx(int64_t l) const { return l == 0 ? static_cast<T*>(args.dx) : dx_below[l % 2]; }
 
-  // Whether a worker computes the input gradients of its own sequences, whose da is in its cache, step by step; not with
-  // few of them, where narrow panels need many, nor with two directions, whose workers may have others in each.
-  bool keeps_sequences(const Team& team) const {
-    return Product::kAnyRows && !kNarrowPanels && args.plan.split == Split::batch && args.shape.D == 1 &&
-           args.seq.B >= 2 * Product::kRowUnit * team.size;
+  // Whether a worker computes the input gradients of its own sequences, whose da is in its cache, step by step. Then W_ih
+  // should be there as panels, which else would be packed for each step, and a step have many rows, in the mean of a packed
+  // batch; panels that are narrow are read too often. Of two directions a worker may have other sequences in each.
+  bool keeps_sequences(const L& layer, const Team& team) const {
+    const bool panels = weights.W_ih(layer, 0, 0).is_packed || layer.inputs() % Product::kWidth == 0;
+    return Product::kAnyRows && !kNarrowPanels && panels && args.plan.split == Split::batch && args.shape.D == 1 &&
+           args.seq.R >= 2 * Product::kRowUnit * team.size * args.seq.T;
   }
 
   static void clear(T* p, int64_t n, const Team& team) {
@@ -182,7 +184,8 @@ class Backward {
     const Direction& z = direction[d];
     const int64_t active = layer.active(d, s), next = layer.active(d, s + 1);
     const int64_t row = layer.first_row(d, s), ld = layer.outputs();
-    const int64_t rows = sequences.count(active), going_on = sequences.count(next);  // these have a later step
+    const int64_t rows = sequences.count(active);
+    const int64_t going_on = smaller(rows, sequences.count(next));  // of these, those that have a later step
     const int64_t b = sequences.first, every = sequences.step;
     // Sequences that began at step s + 1 have nothing before it but h_0.
     if (next > active) initial_gradients(layer, d, da_next, {active, next}, carry, sequences, units, team);

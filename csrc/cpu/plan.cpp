@@ -178,7 +178,9 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
   const bool layers_beat_units = layers && shape.L >= workers && row_bytes * shape.P <= kWavefrontBytes;
   // A projection needs every unit of a step: a split of the units would cost a second barrier. One step uses each
   // weight once: the workers share the weights rather than the sequences.
-  if (!shape.projected && !layers_beat_units && shape.H >= kUnitsPerWorker * workers &&
+  // Weights that are kept packed are shared out by panels, twice as wide on AVX-512 as what a worker needs.
+  const int64_t units_per_worker = (frozen ? 2 : 1) * kUnitsPerWorker;
+  if (!shape.projected && !layers_beat_units && shape.H >= units_per_worker * workers &&
       (one_step || (few && seq.B * step_flops >= enough)))
     plan.split = Split::hidden;
   else if (seq.B >= kSequencesPerWorker * workers)

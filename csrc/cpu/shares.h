@@ -60,6 +60,13 @@ struct Balance {
   static bool follows(const Plan& plan) { return plan.split == Split::batch && !plan.split_directions; }
   static int64_t paces(const Plan& plan) { return follows(plan) ? plan.threads + 1 : 0; }
 
+  // Waits until all are done with what was shared out equally, and so tells nothing of their pace.
+  void start() {
+    if (!team.paces) return team.wait();
+    team.barrier->wait(team.size);
+    since = ticks();
+  }
+
   // Waits until all have done their shares; from then on these may be others.
   void wait() {
     if (!team.paces) return team.wait();

@@ -10,7 +10,7 @@ void run_layers(const ForwardArgs& args, const typename Pass::CellOf& cell, cons
   for (int64_t l = 0; l < args.shape.L; ++l) {
     const typename Pass::L layer{args, l};
     pass.prepare(layer, all);
-    balance.wait();
+    balance.start();
     pass.project_input(layer, chunks[0], balance.team);
     balance.wait();
     for (int64_t c = 0; c < chunks.count(); ++c) {
@@ -39,7 +39,7 @@ void run_layers(const BackwardArgs& args, const typename Pass::CellOf& cell, con
   for (int64_t l = args.shape.L - 1; l >= 0; --l) {
     const typename Pass::L layer{args, l};
     pass.prepare(layer, all);
-    balance.wait();
+    balance.start();
     for (int64_t c = chunks.count() - 1; c >= 0; --c) {
       if (roles.loop.size > 0)
         for (int64_t i = 0; i < roles.directions; ++i)
