@@ -46,7 +46,8 @@ def recurrent(
         if torch.compiler.is_compiling():
             from rnn_ext import compiled as compiled
         return transforms.recurrent(x, h_0, c_0, weights, batch_sizes, masks, stack)
-    if torch.is_grad_enabled() and (
+    recording = torch.is_grad_enabled() and (torch.compiler.is_compiling() or not torch.is_inference_mode_enabled())
+    if recording and (
         x.requires_grad
         or any(w.requires_grad for w in weights)
         or (h_0 is not None and h_0.requires_grad)

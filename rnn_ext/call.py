@@ -44,10 +44,13 @@ def as_call(
     states: Sequence[Tensor] | None,
     batch_sizes: Tensor | None,
     weights: list[Any],
-    stack: Stack,
+    stack: tuple[str, int, bool],
     reason: str | None = None,
 ) -> Call:
-    """A call of these arguments, as autocast would have them; a reason given sends it to torch's operator as it is."""
+    """A call of these arguments, as autocast would have them; a reason given sends it to torch's operator as it is.
+
+    stack: what a Stack begins with.
+    """
     if reason is None:
         if torch._C._is_any_autocast_enabled():
             input, states, weights = _autocast(input, states, weights)
@@ -55,7 +58,7 @@ def as_call(
             reason = "the input is empty"
         else:
             reason = reason_for_torch((input, *weights) if states is None else (input, *weights, *states))
-    return Call(input, states, batch_sizes, weights, stack, reason)
+    return Call(input, states, batch_sizes, weights, Stack(*stack, settings.is_batch_invariant()), reason)
 
 
 def plain_call(
@@ -80,13 +83,15 @@ def plain_call(
         batch_sizes: as in a PackedSequence, or None.
         form: that x must have.
         names: of the parameters; the last two may be None.
-        stack: what a Stack is made of.
+        stack: what a Stack begins with.
         state_size: of h.
     """
     if is_compiling() or forward_ad._current_level >= 0:
         return None
     sizes = module.input_size, module.hidden_size, state_size
-    how = settings.is_batch_invariant(), kept_weights(module), settings.checkpoint_steps() is None
+    may_save = settings.checkpoint_steps() is None and not torch.is_inference_mode_enabled()
+    batch_invariant = settings.is_batch_invariant()
+    how = batch_invariant, kept_weights(module), may_save
     found = _C.plain_call(x, hx, batch_sizes, *form, module._parameters, names, *stack, *sizes, *how)
     if type(found) is list:
         return found
@@ -96,7 +101,8 @@ def plain_call(
     h_0, c_0 = (*form.states(states), None, None)[:2]
     x = form.input(x)
     token = None if batch_sizes is not None else loops.token(x, weights, stack)
-    return form.results(differentiable(outputs, x, h_0, c_0, weights, batch_sizes, Stack._make(stack), token))
+    results = differentiable(outputs, x, h_0, c_0, weights, batch_sizes, Stack(*stack, batch_invariant), token)
+    return form.results(results)
 
 
 def is_refusal(error: RuntimeError) -> bool:

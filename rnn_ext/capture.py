@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 from torch.fx import Proxy
+from torch.fx.proxy import TraceError
 
 from rnn_ext.route import SlowPathWarning
 
@@ -37,6 +38,21 @@ class Captured(nn.Module):
 
 
 def as_leaf(module: nn.Module, input: Proxy, hx: Any) -> Proxy:
-    """A call of the module as one node of the graph that torch.fx records."""
+    """A call of the module as one node of the graph that torch.fx records.
+
+    torch.fx has gone into the module: it has recorded the module's hooks, and what a subclass does around our forward.
+    Then the node is of our forward alone.
+
+    Raises:
+        TraceError: if the module is not inside of the model that is traced, but that model itself.
+    """
+    from rnn_ext.accelerate import THEIRS
+
     tracer: Any = input.tracer
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input, hx), {})
+    path = tracer.path_of_module(module)
+    if not path:
+        raise TraceError(f"rnn_ext: a {type(module).__name__} by itself has no graph; trace a model that contains it")
+    if type(module) in THEIRS and not module._forward_hooks and not module._forward_pre_hooks:
+        return tracer.create_proxy("call_module", path, (input, hx), {})
+    itself = tracer.create_proxy("get_attr", path, (), {})
+    return tracer.create_proxy("call_method", "_ext_forward", (itself, input, hx), {})

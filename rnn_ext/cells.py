@@ -13,11 +13,10 @@ from rnn_ext.call import UNCHECKED, Call, as_call, plain_call, read_weights, run
 from rnn_ext.capture import Captured, as_leaf
 from rnn_ext.forms import STEP, STEP_OF_ONE
 from rnn_ext.frozen import kept_weights
-from rnn_ext.ops import Stack
 
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-_RNN = {"tanh": Stack("RNN_TANH", 1, False), "relu": Stack("RNN_RELU", 1, False)}  # by nonlinearity
-_LSTM, _GRU = Stack("LSTM", 1, False), Stack("GRU", 1, False)
+_RNN = {"tanh": ("RNN_TANH", 1, False), "relu": ("RNN_RELU", 1, False)}  # by nonlinearity
+_LSTM, _GRU = ("LSTM", 1, False), ("GRU", 1, False)
 _operator: dict[str, Any] = {
     "RNN_TANH": _VF.rnn_tanh_cell,
     "RNN_RELU": _VF.rnn_relu_cell,
@@ -32,29 +31,29 @@ class Cell(Captured, nn.RNNCellBase):
     Cells are called in Python loops, so that this path is short. As for layers, there are no attributes beyond torch's.
     """
 
-    _NAME: ClassVar[str]  # the class in torch's error texts, whatever a subclass is called
-    _STATES: ClassVar[int] = 1
+    _EXT_NAME: ClassVar[str]  # the class in torch's error texts, whatever a subclass is called
+    _EXT_STATES: ClassVar[int] = 1
 
-    def _forward(self, input, hx):
+    def _ext_forward(self, input, hx):
         if type(input) is not Tensor and isinstance(input, Proxy):
             return as_leaf(self, input, hx)
-        stack, form = self._stack(), STEP_OF_ONE if input.dim() == 1 else STEP
+        stack, form = self._ext_stack(), STEP_OF_ONE if input.dim() == 1 else STEP
         out = None if stack is None else plain_call(self, input, hx, None, form, _WEIGHTS, stack, self.hidden_size)
         if out is None:
-            out = form.results(run(self._prepare(input, hx), [], self._run_torch, kept_weights(self)))
-        states = out[-self._STATES :]  # not y: backward needs that one, and a state may be changed in place
-        return states[0] if self._STATES == 1 else tuple(states)
+            out = form.results(run(self._ext_prepare(input, hx), [], self._ext_run_torch, kept_weights(self)))
+        states = out[-self._EXT_STATES :]  # not y: backward needs that one, and a state may be changed in place
+        return states[0] if self._EXT_STATES == 1 else tuple(states)
 
-    def _prepare(self, input: Any, hx) -> Call:
+    def _ext_prepare(self, input: Any, hx) -> Call:
         """Checks the arguments of a call and brings them into the kernels' form; wrong sizes are torch's to refuse.
 
         input, hx: [B, I] or [I], and the state as the cell takes it. Raises what the class says.
         """
         dim = input.dim()
         if dim != 2 and dim != 1:
-            raise ValueError(f"{self._NAME}: Expected input to be 1D or 2D, got {dim}D instead")
-        states = None if hx is None else self._states(hx, dim == 2)
-        stack = self._stack()
+            raise ValueError(f"{self._EXT_NAME}: Expected input to be 1D or 2D, got {dim}D instead")
+        states = None if hx is None else self._ext_states(hx, dim == 2)
+        stack = self._ext_stack()
         if stack is None:
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         if input.is_nested:
@@ -73,20 +72,21 @@ class Cell(Captured, nn.RNNCellBase):
         w_ih, w_hh, b_ih, b_hh = weights
         if b_ih is None and b_hh is None:
             weights = [w_ih, w_hh]
-        if odd or w_ih is None or w_hh is None or (b_ih is None) is not (b_hh is None):
+        odd = odd or w_hh is None or w_hh.shape[-1] != hidden_size
+        if odd or w_ih is None or (b_ih is None) is not (b_hh is None):
             return as_call(input, states, None, weights, stack, UNCHECKED)
         return as_call(input, states, None, weights, stack)
 
-    def _states(self, hx, batched: bool) -> Sequence[Tensor]:
+    def _ext_states(self, hx, batched: bool) -> Sequence[Tensor]:
         if hx.dim() not in (1, 2):
-            raise ValueError(f"{self._NAME}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+            raise ValueError(f"{self._EXT_NAME}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
         return (hx,)
 
-    def _stack(self) -> Stack | None:
-        """What the cell is; None for an RNNCell whose nonlinearity nobody knows."""
+    def _ext_stack(self) -> tuple[str, int, bool] | None:
+        """What a Stack of the cell begins with; None for an RNNCell whose nonlinearity nobody knows."""
         raise NotImplementedError
 
-    def _run_torch(self, call: Call):
+    def _ext_run_torch(self, call: Call):
         """The call on torch's own operator, its result in the form of the kernels'."""
         x, states = call.input, call.states
         if states is None:
@@ -124,7 +124,7 @@ class RNNCell(Cell):
 
     __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
     nonlinearity: str
-    _NAME = "RNNCell"
+    _EXT_NAME = "RNNCell"
 
     def __init__(
         self,
@@ -138,12 +138,12 @@ class RNNCell(Cell):
         super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
         self.nonlinearity = nonlinearity
 
-    def _stack(self):
+    def _ext_stack(self):
         return _RNN.get(self.nonlinearity)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Runs the step; see the class for shapes and errors."""
-        return self._forward(input, hx)
+        return self._ext_forward(input, hx)
 
     if TYPE_CHECKING:
         __call__ = forward
@@ -168,8 +168,8 @@ class LSTMCell(Cell):
         ValueError, TypeError, RuntimeError: as torch.nn.LSTMCell does, with its texts.
     """
 
-    _NAME = "LSTMCell"
-    _STATES = 2
+    _EXT_NAME = "LSTMCell"
+    _EXT_STATES = 2
 
     def __init__(
         self,
@@ -181,10 +181,10 @@ class LSTMCell(Cell):
     ) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
-    def _stack(self):
+    def _ext_stack(self):
         return _LSTM
 
-    def _states(self, hx, batched):
+    def _ext_states(self, hx, batched):
         for i, state in enumerate(hx):
             if state.dim() not in (1, 2):
                 raise ValueError(f"LSTMCell: Expected hx[{i}] to be 1D or 2D, got {state.dim()}D instead")
@@ -200,7 +200,7 @@ class LSTMCell(Cell):
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Runs the step; see the class for shapes and errors."""
-        return self._forward(input, hx)
+        return self._ext_forward(input, hx)
 
     if TYPE_CHECKING:
         __call__ = forward
@@ -225,7 +225,7 @@ class GRUCell(Cell):
         ValueError, RuntimeError: as torch.nn.GRUCell does, with its texts.
     """
 
-    _NAME = "GRUCell"
+    _EXT_NAME = "GRUCell"
 
     def __init__(
         self,
@@ -237,12 +237,12 @@ class GRUCell(Cell):
     ) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
 
-    def _stack(self):
+    def _ext_stack(self):
         return _GRU
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Runs the step; see the class for shapes and errors."""
-        return self._forward(input, hx)
+        return self._ext_forward(input, hx)
 
     if TYPE_CHECKING:
         __call__ = forward

@@ -122,11 +122,11 @@ def _levels(stack: Stack, weights, masks, output_size: int) -> list[_Level]:
     everything = slice(None)
     if not stack.bidirectional:
         return [_Level([_Sweep(stack, False, everything, everything, everything)], None, masks)]
-    each = stack.of_each(weights)
+    each, one = stack.of_each(weights), Stack(stack.mode, 1, False, stack.batch_invariant)
 
     def sweep(layer: int, d: int) -> _Sweep:
         i, columns = 2 * layer + d, slice(d * output_size, (d + 1) * output_size)
-        return _Sweep(Stack(stack.mode, 1, False), d == 1, slice(i * each, (i + 1) * each), slice(i, i + 1), columns)
+        return _Sweep(one, d == 1, slice(i * each, (i + 1) * each), slice(i, i + 1), columns)
 
     return [
         _Level([sweep(layer, 0), sweep(layer, 1)], masks[layer - 1] if masks and layer > 0 else None, ())

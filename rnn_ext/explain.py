@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnn_ext import checkpoint, settings
+from rnn_ext import checkpoint, ops, settings
 from rnn_ext._load import _C
 from rnn_ext.base import Recurrent
 from rnn_ext.call import REFUSED, UNCHECKED, Call, is_refusal
@@ -81,7 +81,8 @@ def explain(
 
     Args:
         module: a layer or a cell of rnn_ext.
-        input, hx: as for the call, shapes and dtypes too; nothing is computed, unless to see torch refuse it.
+        input, hx: as for the call, shapes and dtypes too; nothing is computed, unless to see torch refuse it, and but
+            for weights that have to be computed (spectral_norm makes a step of its iteration, in training).
 
     Returns:
         An `Explanation`; printed, it is a sentence.
@@ -93,10 +94,10 @@ def explain(
     """
     if not isinstance(module, (Recurrent, Cell)):
         raise TypeError(f"explain: expected a layer or a cell of rnn_ext, got {type(module).__name__}")
-    call = module._prepare(input, hx)
+    call = module._ext_prepare(input, hx)
     if call.reason == UNCHECKED:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            module._run_torch(call)
+            module._ext_run_torch(call)
     threads = torch.get_num_threads()
     if call.reason is not None:
         return Explanation("torch", call.reason, None, None, threads, None)
@@ -124,7 +125,7 @@ def explain(
             return Explanation("torch", REFUSED, None, None, threads, None)
         reason = "a projection runs step by step" if projection else "the plan with the least estimated time"
         return Explanation("kernel", reason, plan, "cuda", 1, None, checkpoint_steps=checkpoint_steps)
-    frozen = kept_weights(module) is not None and not _asks_for_gradient(call)
+    frozen = kept_weights(module) is not None and not _asks_for_gradient(call) and ops.goes_direct()
     plan, threads_of_call, product = _C.plan(
         call.stack.mode,
         steps,
@@ -147,4 +148,5 @@ def explain(
 
 def _asks_for_gradient(call: Call) -> bool:
     tensors = call.input, *call.weights, *(call.states or ())
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    recording = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    return recording and any(t.requires_grad for t in tensors)

@@ -28,11 +28,12 @@ class frozen:
     weights costs as much as using them; long sequences gain nothing. The memory of the packed weights comes on top of
     that of the weights.
 
-    What is written into a weight meanwhile, by an optimizer, through `.data` or NumPy, is not seen, and cannot be:
-    freeze again after it. A weight that is replaced by another tensor is seen. Calls that need a gradient, are
-    compiled, traced or under a transform, and calls on CUDA use the weights as they are, and so do calls of at most
-    four rows, which pack nothing; `rnn_ext.explain` tells. Outputs are those of the ordinary call up to rounding, and
-    bit for bit those under `batch_invariant`, as long as both multiply in the same way (`set_float32_product`).
+    What is written into a weight meanwhile, by an optimizer, through `.data` or NumPy, is not looked for: freeze again
+    after it. A weight that is replaced by another tensor is seen. Calls that need a gradient, are compiled, traced or
+    under a transform, autocast, a profiler or a default device, and calls on CUDA use the weights as they are, and so
+    do calls of at most four rows, which pack nothing; `rnn_ext.explain` tells. Outputs are those of the ordinary call
+    up to rounding, and bit for bit those under `batch_invariant`, as long as both multiply in the same way
+    (`set_float32_product`).
 
     Args:
         module: a layer or cell of rnn_ext, or a module that has some inside.

@@ -43,7 +43,7 @@ def token(x: Tensor, weights: list[Tensor], stack: tuple[str, int, bool]) -> Any
         weights: of a cell, or a layer without a projection, whose gradient would need the weight once more. Those that
             have to be computed differ from step to step, and of those that need no gradient nothing waits: then the
             step is left to itself.
-        stack: what a Stack is made of.
+        stack: what a Stack begins with.
     """
     mode, num_layers, bidirectional = stack
     shape = x.shape

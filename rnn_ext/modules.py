@@ -46,7 +46,7 @@ class RNN(Recurrent):
     """
 
     nonlinearity: str
-    _DIM_ERROR = "RNN: Expected input to be 2D or 3D, got {}D tensor instead"
+    _EXT_DIM_ERROR = "RNN: Expected input to be 2D or 3D, got {}D tensor instead"
 
     @overload
     def __init__(
@@ -76,8 +76,8 @@ class RNN(Recurrent):
             nonlinearity = kwargs.pop("nonlinearity", "tanh")
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+        self.nonlinearity = nonlinearity  # an override of reset_parameters may ask for it
         super().__init__(f"RNN_{nonlinearity.upper()}", *args, **kwargs)
-        self.nonlinearity = nonlinearity
 
     @overload
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
@@ -87,7 +87,7 @@ class RNN(Recurrent):
 
     def forward(self, input, hx=None):
         """Runs the layer; see the class for shapes and errors."""
-        return self._forward(input, hx)
+        return self._ext_forward(input, hx)
 
     if TYPE_CHECKING:
         __call__ = forward
@@ -123,8 +123,8 @@ class LSTM(Recurrent):
         ValueError, TypeError, RuntimeError: as torch.nn.LSTM does, with its texts.
     """
 
-    _DIM_ERROR = "LSTM: Expected input to be 2D or 3D, got {}D instead"
-    _STATES = 2
+    _EXT_DIM_ERROR = "LSTM: Expected input to be 2D or 3D, got {}D instead"
+    _EXT_STATES = 2
 
     # torch has them for an LSTM's pair of states, and a forward that a user has copied from torch calls them.
     check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
@@ -152,12 +152,12 @@ class LSTM(Recurrent):
     def __init__(self, *args, **kwargs):
         super().__init__("LSTM", *args, **kwargs)
 
-    def _states(self, hx):
+    def _ext_states(self, hx):
         return hx  # whatever it is: torch too looks at hx[0] and hx[1], and leaves the rest to its operator
 
-    def _check(self, input, states, batch_sizes, weights):
+    def _ext_check(self, input, states, batch_sizes, weights):
         try:
-            reason = super()._check(input, states, batch_sizes, weights)
+            reason = super()._ext_check(input, states, batch_sizes, weights)
         except Exception:
             if batch_sizes is None:
                 raise
@@ -165,7 +165,7 @@ class LSTM(Recurrent):
         pair = isinstance(states, (tuple, list)) and len(states) == 2
         return reason if pair or states is None else UNCHECKED
 
-    def _check_dims(self, dim, states):
+    def _ext_check_dims(self, dim, states):
         h, c = states[0], states[1]
         if h.dim() != dim or c.dim() != dim:
             kind = "batched" if dim == 3 else "unbatched"
@@ -173,7 +173,7 @@ class LSTM(Recurrent):
                 f"For {kind} {dim}-D input, hx and cx should also be {dim}-D but got ({h.dim()}-D, {c.dim()}-D) tensors"
             )
 
-    def _check_sizes(self, input, states, batch_sizes):
+    def _ext_check_sizes(self, input, states, batch_sizes):
         h_size = self.get_expected_hidden_size(input, batch_sizes)
         self.check_hidden_size(states[0], h_size, "Expected hidden[0] size {}, got {}")
         c_size = self.get_expected_cell_size(input, batch_sizes)
@@ -191,7 +191,7 @@ class LSTM(Recurrent):
 
     def forward(self, input, hx=None):
         """Runs the layer; see the class for shapes and errors."""
-        return self._forward(input, hx)
+        return self._ext_forward(input, hx)
 
     if TYPE_CHECKING:
         __call__ = forward
@@ -226,7 +226,7 @@ class GRU(Recurrent):
         ValueError, TypeError, RuntimeError: as torch.nn.GRU does, with its texts.
     """
 
-    _DIM_ERROR = "GRU: Expected input to be 2D or 3D, got {}D instead"
+    _EXT_DIM_ERROR = "GRU: Expected input to be 2D or 3D, got {}D instead"
 
     @overload
     def __init__(
@@ -258,7 +258,7 @@ class GRU(Recurrent):
 
     def forward(self, input, hx=None):
         """Runs the layer; see the class for shapes and errors."""
-        return self._forward(input, hx)
+        return self._ext_forward(input, hx)
 
     if TYPE_CHECKING:
         __call__ = forward

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from rnn_ext import flops as flops  # registers what torch counts of the operators
-from rnn_ext import settings
 from rnn_ext._load import _C as _C  # registers the operators
 
 _forward_op = torch.ops.rnn_ext.rnn_forward.default
@@ -42,6 +41,7 @@ class Stack(NamedTuple):
     mode: str  # as in torch.nn.RNNBase
     num_layers: int
     bidirectional: bool
+    batch_invariant: bool  # whether the switch was on at forward: backward keeps to it, wherever it runs
 
     @property
     def directions(self) -> int:
@@ -74,26 +74,26 @@ def forward(x, h_0, c_0, weights, batch_sizes, masks, stack, save, kept=None):
 
     One step [B, I] may come without y, which is h_n; not if something else is saved for backward beside it.
     """
-    invariant = settings.is_batch_invariant()
+    what, invariant = stack[:3], stack.batch_invariant
     if x.is_cpu and not torch.compiler.is_compiling():
-        out = _C.forward(x, h_0, c_0, weights, batch_sizes, masks, *stack, save, invariant, kept)
+        out = _C.forward(x, h_0, c_0, weights, batch_sizes, masks, *what, save, invariant, kept)
         if out is not NotImplemented:
             return out
-    return _forward_op(x, h_0, c_0, weights, batch_sizes, masks or None, *stack, save, invariant)
+    return _forward_op(x, h_0, c_0, weights, batch_sizes, masks or None, *what, save, invariant)
 
 
 def backward(x, h_0, weights, batch_sizes, masks, y, saved, dy, dh_n, dc_n, stack, needs):
     """The operator: the gradients that `needs` asks for (of x, h_0, c_0 and all weights), in the compute type."""
     tensors = (x, h_0, weights, batch_sizes, masks or None, y, saved, dy, dh_n, dc_n)
-    invariant = settings.is_batch_invariant()
+    what, invariant = stack[:3], stack.batch_invariant
     if torch.compiler.is_compiling():
-        return _backward_op(*tensors, *stack, *needs, invariant)
+        return _backward_op(*tensors, *what, *needs, invariant)
     if x.is_cpu:
-        out = _C.backward(x, h_0, weights, batch_sizes, masks, y, saved, dy, dh_n, dc_n, *stack, *needs, invariant)
+        out = _C.backward(x, h_0, weights, batch_sizes, masks, y, saved, dy, dh_n, dc_n, *what, *needs, invariant)
         if out is not NotImplemented:
             return out
     try:
-        return _backward_op(*tensors, *stack, *needs, invariant)
+        return _backward_op(*tensors, *what, *needs, invariant)
     except RuntimeError as error:
         raise_out_of_memory(error)
         raise
@@ -106,7 +106,7 @@ def gradients(saved_tensors, d_outputs, wanted, num_masks, stack, steps=None):
     """
     if not saved_tensors[1].is_cpu:
         return NotImplemented
-    return _C.gradients(saved_tensors, d_outputs, wanted, num_masks, *stack, settings.is_batch_invariant(), steps)
+    return _C.gradients(saved_tensors, d_outputs, wanted, num_masks, *stack, steps)
 
 
 def gradients_of_loop(steps, dtype):
@@ -125,12 +125,21 @@ def rounded(gradients: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return [gradients.pop(0).to(dtype) for _ in range(len(gradients))]
 
 
+_modes: tuple[Any, ...] = ()  # in each of which somebody may look at every operator, or change what it is given or does
+
+
+def goes_direct() -> bool:
+    """Whether an eager call on the CPU goes past torch's dispatcher just now."""
+    return bool(_modes) and not any(mode() for mode in _modes)
+
+
 def _set_up_direct() -> None:
     """Hands `_C` what its direct calls need of torch; without that, all of them go to the operators."""
+    global _modes
     try:
         handles: Any = torch._C._aoti  # type: ignore[attr-defined, unused-ignore]
         ways = handles.unsafe_alloc_void_ptrs_from_tensors, handles.alloc_tensors_by_stealing_from_void_ptrs
-        modes = (  # in each of which somebody may look at every operator, or change what it is given or does
+        _modes = (
             torch._C._is_any_autocast_enabled,
             torch._C._is_tracing,
             torch._C._len_torch_dispatch_stack,
@@ -140,7 +149,7 @@ def _set_up_direct() -> None:
         )
     except AttributeError:
         return
-    _C.set_up_direct((Tensor, torch.nn.Parameter), *ways, modes)
+    _C.set_up_direct((Tensor, torch.nn.Parameter), *ways, _modes)
 
 
 _set_up_direct()
@@ -163,7 +172,7 @@ def raise_out_of_memory(error: RuntimeError) -> None:
 def _fake_forward(
     x, h_0, c_0, weights, batch_sizes, masks, mode, num_layers, bidirectional, save, batch_invariant
 ) -> list[Tensor]:
-    stack = Stack(mode, num_layers, bidirectional)
+    stack = Stack(mode, num_layers, bidirectional, batch_invariant)
     directions, pairs = stack.directions, num_layers * stack.directions
     projected = stack.of_each(weights) % 2 == 1
     sizes = stack.state_sizes(weights)

@@ -6,8 +6,12 @@ import functools
 import inspect
 import operator
 import os
+import threading
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from contextlib import nullcontext
+from typing import Any, ClassVar, TypeVar, cast
+
+from torch.compiler import is_compiling
 
 from rnn_ext._load import _C
 
@@ -20,30 +24,53 @@ _checkpoint_steps: int | None = None
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_changing = threading.Lock()
+_RUNS_LATER = (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+
 
 class _Switch:
     """A setting: from its construction on, inside a `with` block, or in calls of a function that it decorates.
 
-    An object serves for one of these, once. A generator or coroutine would run when its call is over: TypeError.
+    An object serves for one of these, once. A generator or coroutine would run when its call is over: TypeError. Blocks
+    of several threads may end in any order: of those that have not ended, the last one to begin rules in all threads.
     """
 
+    _default: ClassVar[Any]
+    _held: ClassVar[list[_Switch]]  # of one setting, the last one rules
+
     def __init__(self, value: Any) -> None:
-        self._value, self._before = value, self._set(value)
+        self._value, self._is_block = value, False
+        self._hold()
 
     @staticmethod
-    def _set(value: Any) -> Any:
-        """Sets it. Returns what it was before."""
+    def _rule(value: Any) -> None:
+        """Sets it."""
         raise NotImplementedError
 
+    def _hold(self) -> None:
+        with nullcontext() if is_compiling() else _changing:
+            if len(self._held) > 1 and not (self._held[-1]._is_block or self._held[-2]._is_block):
+                del self._held[-2]  # one "from now on" has ended the other
+            self._held.append(self)
+            self._rule(self._value)
+
+    def _drop(self) -> None:
+        with nullcontext() if is_compiling() else _changing:
+            if self in self._held:
+                self._held.remove(self)
+            self._rule(self._held[-1]._value if self._held else self._default)
+
     def __enter__(self) -> None:
-        pass
+        self._is_block = True
+        if self not in self._held:  # another thread has come between
+            self._hold()
 
     def __exit__(self, *exception: object) -> None:
-        self._set(self._before)
+        self._drop()
 
     def __call__(self, function: F) -> F:
-        self._set(self._before)
-        if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
+        self._drop()
+        if any(kind(function) for kind in _RUNS_LATER):
             raise TypeError(f"{type(self).__name__}: expected a plain function, got {function!r}")
 
         @functools.wraps(function)
@@ -63,7 +90,7 @@ class batch_invariant(_Switch):
     """Makes the output, states and input gradients of a sequence bitwise independent of the rest of the batch.
 
     `with batch_invariant():` switches it on inside the block, `@batch_invariant()` in calls of the function below it,
-    `batch_invariant(True)` from now on, for all threads.
+    `batch_invariant(True)` from now on; each for all threads. It is read at forward; backward does as its forward did.
 
     It is off by default, where on the CPU the same already holds but for two choices that go by the size of the batch.
     Calls with few rows use the weights as they lie and so sum in another order: no more than four rows (sequences times
@@ -75,14 +102,16 @@ class batch_invariant(_Switch):
         enabled: on (the default) or off.
     """
 
+    _default = False
+    _held: ClassVar[list[_Switch]] = []
+
     def __init__(self, enabled: bool = True) -> None:
         super().__init__(bool(enabled))
 
     @staticmethod
-    def _set(value: bool) -> bool:
+    def _rule(value: bool) -> None:
         global _batch_invariant
-        before, _batch_invariant = _batch_invariant, value
-        return before
+        _batch_invariant = value
 
 
 def checkpoint_steps() -> int | None:
@@ -94,8 +123,8 @@ class checkpoint_time(_Switch):
     """Makes calls that ask for gradients keep only checkpoints along time, and compute the rest again in backward.
 
     `with checkpoint_time(256):` switches it on inside the block, `@checkpoint_time(256)` in calls of the function below
-    it, `checkpoint_time(256)` from now on, for all threads, `checkpoint_time(None)` off, as it is by default. It is
-    read at forward; backward does as its forward did.
+    it, `checkpoint_time(256)` from now on, each for all threads, `checkpoint_time(None)` off, as it is by default. It
+    is read at forward; backward does as its forward did.
 
     Time is cut into segments of at most so many steps. Beyond its input, weights, states, dropout masks and output, a
     call then keeps the states at the borders of the segments and, of several layers in both directions, the outputs of
@@ -123,6 +152,9 @@ class checkpoint_time(_Switch):
         ValueError: if steps is below 1.
     """
 
+    _default = None
+    _held: ClassVar[list[_Switch]] = []
+
     def __init__(self, steps: int | None) -> None:
         if steps is not None:
             if isinstance(steps, bool) or not hasattr(steps, "__index__"):
@@ -133,10 +165,9 @@ class checkpoint_time(_Switch):
         super().__init__(steps)
 
     @staticmethod
-    def _set(value: int | None) -> int | None:
+    def _rule(value: int | None) -> None:
         global _checkpoint_steps
-        before, _checkpoint_steps = _checkpoint_steps, value
-        return before
+        _checkpoint_steps = value
 
 
 def set_float32_product(product: str) -> None:

@@ -31,7 +31,8 @@ def recurrent(x, h_0, c_0, weights, batch_sizes, masks, stack: Stack) -> tuple[T
     if batch_sizes is None and x.dim() == 2:  # one step
         h_0, c_0 = (None if s is None else s.unsqueeze(0) for s in (h_0, c_0))
         return tuple(t.squeeze(0) for t in recurrent(x.unsqueeze(0), h_0, c_0, weights, None, masks, stack))
-    layer, directions = Stack(stack.mode, 1, stack.bidirectional), stack.directions
+    layer = Stack(stack.mode, 1, stack.bidirectional, stack.batch_invariant)
+    directions = stack.directions
     states, per_layer = stack.states, directions * stack.of_each(weights)
     finals: list[list[Tensor]] = []
     for i in range(stack.num_layers):

@@ -57,6 +57,33 @@ def test_a_layer_is_a_leaf_of_a_symbolic_trace(layer):
     assert_all_close(results(traced, x), results(model, x))
 
 
+@pytest.mark.parametrize("kind", ["forward hook", "forward pre-hook", "subclass"])
+@each_module
+def test_what_is_around_a_layers_forward_is_traced_once(layer, kind):
+    module, x = layer.make_ours(5, 6), layer.random_input(5)
+    if kind == "subclass":
+        ours = type(module)
+
+        class Doubled(ours):
+            def forward(self, input, hx=None):
+                return super().forward(input * 2, hx)
+
+        module.__class__ = Doubled
+    elif kind == "forward hook":
+        several = not layer.is_cell or len(layer.states) > 1  # which a tuple holds, or one node of the graph
+        module.register_forward_hook(lambda _, args, out: (out[0] * 2, out[1]) if several else out * 2)
+    else:
+        module.register_forward_pre_hook(lambda _, args: (args[0] * 2, *args[1:]))
+    model = model_of(layer, module)
+    assert_all_close(results(torch.fx.symbolic_trace(model), x), results(model, x))
+
+
+@each_module
+def test_a_layer_by_itself_has_no_graph(layer):
+    with pytest.raises(torch.fx.proxy.TraceError, match="trace a model that contains it"):
+        torch.fx.symbolic_trace(layer.make_ours(5, 6))
+
+
 @promise("Around it", "`torch.jit.script` of a model with a layer in it")
 @each_module
 @pytest.mark.filterwarnings("ignore::rnn_ext.SlowPathWarning", "ignore:.*torch.jit.script:DeprecationWarning")

@@ -51,7 +51,7 @@ def test_a_plain_call_is_checked_by_the_kernels_alone(layer, monkeypatch):
     expected = step(layer, module, x)
     with torch.no_grad():
         outputs = layer.named_outputs(module(x, None))
-        monkeypatch.setattr(type(module), "_prepare", None)
+        monkeypatch.setattr(type(module), "_ext_prepare", None)
         assert all(torch.equal(outputs[name], t) for name, t in layer.named_outputs(module(x, None)).items())
     assert all(torch.equal(a, b) for a, b in zip(step(layer, module, x), expected, strict=True))
 
@@ -84,7 +84,7 @@ def test_a_call_of_any_form_is_checked_by_the_kernels_alone(layer, form, with_st
     module, x, hx = call_of(layer, form)
     hx = hx if with_state else None
     assert_the_long_way_gives_the_same(lambda: outputs_of(layer, module, x, hx), monkeypatch)
-    monkeypatch.setattr(type(module), "_prepare", None)
+    monkeypatch.setattr(type(module), "_ext_prepare", None)
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             result = module(x, hx)
@@ -101,7 +101,7 @@ def test_a_call_of_any_form_takes_tensors_with_gaps(layer, form, monkeypatch):
 
     spread = layer.state(*map(with_gaps, hx if isinstance(hx, tuple) else (hx,)))
     expected = outputs_of(layer, module, x, hx)
-    monkeypatch.setattr(type(module), "_prepare", None)
+    monkeypatch.setattr(type(module), "_ext_prepare", None)
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             found = outputs_of(layer, module, with_gaps(x), spread)
@@ -253,7 +253,7 @@ def test_a_step_without_dimensions_of_one_gives_the_bits_of_a_sequence_of_one(la
     module, x = layer.make_ours(4, 5), torch.randn(3, 4)
     states = [torch.randn(3, 5) for _ in layer.states] + [None] * (2 - len(layer.states))
     weights = [w.detach() for w in module.parameters()]
-    stack = module._stack()
+    stack = ops.Stack(*module._ext_stack(), False)
     flat = ops.forward(x, *states, weights, None, (), stack, True)
     sequence = [None if t is None else t.unsqueeze(0) for t in (x, *states)]
     whole = ops.forward(*sequence, weights, None, (), stack, True)
@@ -268,7 +268,7 @@ def test_a_step_without_dimensions_of_one_gives_the_bits_of_a_sequence_of_one(la
 def test_a_direct_step_that_saves_nothing_is_its_states_alone(layer, monkeypatch):
     module, x = layer.make_ours(4, 5), torch.randn(3, 4)
     weights = [w.detach() for w in module.parameters()]
-    call = (x, None, None, weights, None, (), module._stack(), False)
+    call = (x, None, None, weights, None, (), ops.Stack(*module._ext_stack(), False), False)
     direct = ops.forward(*call)
     monkeypatch.setattr(_C, "forward", lambda *args: NotImplemented)
     y, *states = ops.forward(*call)
@@ -289,7 +289,7 @@ def test_a_cell_gives_the_same_bits_with_and_without_a_gradient(layer):
 def test_a_step_without_dimensions_of_one_is_for_one_layer_and_direction():
     weights = [w.detach() for w in nn.GRU(4, 5, 2).parameters()]
     with pytest.raises(RuntimeError, match="one step is for one layer"):
-        ops.forward(torch.randn(3, 4), None, None, weights, None, (), ops.Stack("GRU", 2, False), False)
+        ops.forward(torch.randn(3, 4), None, None, weights, None, (), ops.Stack("GRU", 2, False, False), False)
 
 
 @each_layer_and_cell

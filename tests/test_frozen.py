@@ -111,6 +111,15 @@ def test_explain_tells_that_weights_are_frozen(layer):
         assert not rnn_ext.explain(module, x).frozen
 
 
+@each_cell
+def test_explain_tells_that_frozen_weights_are_not_used_under_a_mode(layer):
+    cell, x = layer.make_ours(16, 64), torch.randn(20, 16)
+    with torch.no_grad(), rnn_ext.frozen(cell):
+        assert rnn_ext.explain(cell, x).frozen
+        with torch.device("cpu"):
+            assert not rnn_ext.explain(cell, x).frozen
+
+
 @each_layer_and_cell
 def test_what_is_written_into_a_frozen_weight_is_seen_after_freezing_again(layer):
     module, x = layer.make_ours(4, 20), layer.random_input(4, batch=6)

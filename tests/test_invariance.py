@@ -395,17 +395,34 @@ def test_outputs_are_the_same_with_and_without_gradients(layer, dtype, shape):
     assert_bitwise_equal(inference, training)
 
 
+WAYS_BACK = {
+    "eager": lambda module: module,
+    "in segments": lambda module: rnn_ext.checkpoint_time(1)(module),
+    "transformed": lambda module: lambda x: torch.func.functional_call(module, {}, (x,)),
+}
+
+
 @each_layer
-def test_a_forward_under_the_promise_keeps_it_in_its_backward(layer):
+@pytest.mark.parametrize("dtype", DTYPES + [torch.bfloat16], ids=str)
+@pytest.mark.parametrize("way", WAYS_BACK)
+def test_a_forward_under_the_promise_keeps_it_in_its_backward(layer, dtype, way):
     """The backward pass often runs elsewhere, out of reach of the context manager."""
-    module, gradients = layer.make_ours(64, 64), []
-    x = torch.randn(6, 33, 64)
-    for part in ([4], list(range(33))):
+    module, gradients = layer.make_ours(96, 96, dtype=dtype), []
+    call, x = WAYS_BACK[way](module), torch.randn(2, 40, 96, dtype=dtype)
+    for part in ([4], list(range(40))):
         leaf = x[:, part].clone().requires_grad_()
         with rnn_ext.batch_invariant():
-            y, _ = module(leaf)
-        y.square().sum().backward()
-        gradients.append(leaf.grad[:, part.index(4)])
+            if way == "transformed":  # what is pulled back later, out of the block
+                _, pull = torch.func.vjp(lambda x: call(x)[0], leaf)
+            else:
+                y, _ = call(leaf)
+        leaf.grad = None
+        dy = torch.ones(2, len(part), layer.output_size(96), dtype=dtype)
+        if way == "transformed":
+            (gradient,) = pull(dy)
+        else:
+            (gradient,) = torch.autograd.grad(y, leaf, dy)
+        gradients.append(gradient[:, part.index(4)])
     assert torch.equal(*gradients)
 
 
@@ -419,6 +436,28 @@ def test_the_switch_works_as_context_manager_and_globally():
     assert not rnn_ext.is_batch_invariant()
     rnn_ext.batch_invariant(True)
     try:
+        assert rnn_ext.is_batch_invariant()
+    finally:
+        rnn_ext.batch_invariant(False)
+    assert not rnn_ext.is_batch_invariant()
+
+
+def test_blocks_of_two_threads_may_end_in_the_order_in_which_they_began():
+    first, second = rnn_ext.batch_invariant(), rnn_ext.batch_invariant()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert rnn_ext.is_batch_invariant()
+    second.__exit__(None, None, None)
+    assert not rnn_ext.is_batch_invariant()
+
+
+def test_a_block_ends_in_what_was_set_before_it():
+    for _ in range(3):
+        rnn_ext.batch_invariant(True)
+    try:
+        with rnn_ext.batch_invariant(False):
+            assert not rnn_ext.is_batch_invariant()
         assert rnn_ext.is_batch_invariant()
     finally:
         rnn_ext.batch_invariant(False)

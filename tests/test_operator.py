@@ -94,7 +94,7 @@ def test_the_operator_computes_what_the_reference_does(mode, plan, dtype):
     y, final, tape = reference.forward(cell, *as_float64([x]), params, as_float64(initial))
     dx, d_initial, d_params = reference.backward(tape, *as_float64([dy]), as_float64(d_final))
 
-    stack = ops.Stack(mode, num_layers, directions == 2)
+    stack = ops.Stack(mode, num_layers, directions == 2, rnn_ext.is_batch_invariant())
     h_0, c_0, *_ = *initial, None
     dh_n, dc_n, *_ = *d_final, None
     outputs = ops.forward(x, h_0, c_0, list(weights.values()), None, [], stack, True)

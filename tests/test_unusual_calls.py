@@ -147,10 +147,61 @@ def test_a_setting_decorates_no_function_that_runs_after_its_call():
     async def coroutine():
         pass
 
-    for function in (generator, coroutine):
+    async def asynchronous_generator():
+        yield
+
+    for function in (generator, coroutine, asynchronous_generator):
         with pytest.raises(TypeError, match="batch_invariant: expected a plain function"):
             rnn_ext.batch_invariant()(function)
     assert not rnn_ext.is_batch_invariant()
+
+
+@each_module
+def test_nothing_is_recorded_in_inference_mode_even_with_gradients_on(layer):
+    ours, theirs = layer.make_both(4, 3)
+    x = layer.random_input(4)
+    with torch.inference_mode(), torch.enable_grad():
+        found, expected = layer.named_outputs(ours(x)), layer.named_outputs(theirs(x))
+        assert rnn_ext.explain(ours, x).path == "kernel"
+    assert not any(t.requires_grad for t in found.values())
+    assert_all_close(list(found.values()), list(expected.values()))
+
+
+@each_module
+def test_weights_of_a_layer_of_another_size_are_refused(layer):
+    """As torch refuses them, but for its LSTM, which reads beyond the end of what it is given."""
+    ours, larger = layer.make_ours(4, 3), layer.make_ours(4, 5)
+    for name, weight in larger.named_parameters():
+        setattr(ours, name, weight)
+    with pytest.raises(RuntimeError, match="inconsistent hidden_size|shapes cannot be multiplied|size"):
+        ours(layer.random_input(4))
+
+
+@each_module
+def test_a_subclass_may_use_any_name_that_torch_leaves_free(layer):
+    ours, theirs = layer.make_both(4, 3)
+
+    class Named(type(ours)):
+        def forward(self, input, hx=None):
+            return self._forward(input, hx)
+
+        def _forward(self, input, hx):
+            self._states = super().forward(input, hx)
+            return self._states
+
+    ours.__class__ = Named
+    x = layer.random_input(4)
+    for _ in range(2):
+        assert_all_close(list(layer.named_outputs(ours(x)).values()), list(layer.named_outputs(theirs(x)).values()))
+
+
+def test_an_override_of_reset_parameters_finds_the_nonlinearity():
+    class Own(rnn_ext.RNN):
+        def reset_parameters(self):
+            nn.init.calculate_gain(self.nonlinearity)
+            super().reset_parameters()
+
+    assert Own(4, 3).nonlinearity == "tanh"
 
 
 @pytest.mark.parametrize("shape", [(7, 4), (24, 3), (30, 6), (6,)], ids=str)
