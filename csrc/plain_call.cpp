@@ -13,23 +13,22 @@ PyObject* find_weights(PyObject* parameters, PyObject* names, bool of_cell) {
   const Ref all(PySequence_Fast(names, "expected a sequence of names"));
   if (all.object == nullptr || !PyDict_Check(parameters)) return nullptr;
   const Py_ssize_t count = PySequence_Fast_GET_SIZE(all.object);
-  PyObject* weights = PyList_New(0);
+  const Ref weights(PyList_New(0));
+  if (weights.object == nullptr) return nullptr;
   for (Py_ssize_t i = 0; i < count; ++i) {
     PyObject* weight = PyDict_GetItemWithError(parameters, PySequence_Fast_GET_ITEM(all.object, i));
-    if (weight == nullptr || PyList_Append(weights, weight) != 0) {
-      Py_DECREF(weights);
-      return nullptr;
-    }
+    if (weight == nullptr || PyList_Append(weights.object, weight) != 0) return nullptr;
   }
-  if (of_cell && count == 4 && PyList_GET_ITEM(weights, 2) == Py_None && PyList_GET_ITEM(weights, 3) == Py_None)
-    PyList_SetSlice(weights, 2, 4, nullptr);
-  return weights;
+  const auto none = [&](Py_ssize_t i) { return PyList_GET_ITEM(weights.object, i) == Py_None; };
+  if (of_cell && count == 4 && none(2) && none(3) && PyList_SetSlice(weights.object, 2, 4, nullptr) != 0) return nullptr;
+  return Py_NewRef(weights.object);
 }
 
 // Brings gradients to the type of x, which is narrower than theirs in bfloat16 and float16. One at a time, for each frees
 // twice the memory that it takes.
 bool round_gradients(PyObject* list, PyObject* x) {
   const Ref dtype(PyObject_GetAttr(x, torch_side.dtype));
+  if (dtype.object == nullptr) return false;
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); ++i) {
     const Ref own(PyObject_GetAttr(PyList_GET_ITEM(list, i), torch_side.dtype));
     if (own.object == dtype.object) return own.object != nullptr;
@@ -164,6 +163,7 @@ PyObject* gradients(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!PyList_Check(found.object)) return not_implemented();
   if (!round_gradients(found.object, x)) return nullptr;
   PyObject* const all = PyTuple_New(arguments);
+  if (all == nullptr) return nullptr;
   for (Py_ssize_t i = 0, next = 0; i < arguments; ++i) {
     const bool weight = i >= 3 + first_weight - first_mask;
     PyObject* gradient = Py_None;

@@ -124,10 +124,13 @@ PyObject* result(const Run& run, Failure failure = Failure::not_implemented) {
   if (failed && failure == Failure::not_implemented) return not_implemented();
   if (failed) return PyErr_SetString(PyExc_RuntimeError, error.c_str()), nullptr;
   const Ref capsules(PyList_New(Py_ssize_t(out.size())));
+  if (capsules.object == nullptr) return nullptr;
   for (size_t i = 0; i < out.size(); ++i) {
     AtenTensorHandle handle = nullptr;
-    aoti_torch_new_tensor_handle(out[i].get(), &handle);
-    PyList_SET_ITEM(capsules.object, Py_ssize_t(i), PyCapsule_New(handle, nullptr, nullptr));
+    if (aoti_torch_new_tensor_handle(out[i].get(), &handle) != AOTI_TORCH_SUCCESS) return PyErr_NoMemory();
+    PyObject* const capsule = PyCapsule_New(handle, nullptr, nullptr);
+    if (capsule == nullptr) return aoti_torch_delete_tensor_object(handle), nullptr;
+    PyList_SET_ITEM(capsules.object, Py_ssize_t(i), capsule);
   }
   return PyObject_CallOneArg(torch_side.from_handles, capsules.object);
 }
