@@ -21,7 +21,8 @@ class LoopSteps {
   void add(const Tensor& x, const Maybe& h_0, const Tensors& weights, const Tensor& y, const Tensors& saved,
            const Maybe& dy, const Maybe& dh_n, const Maybe& dc_n, const std::string& mode, bool batch_invariant) {
     const int64_t B = x.size(-2);
-    STD_TORCH_CHECK(B <= capacity_ && x.numel() == B * x.size(-1) && weights.size() % 2 == 0 && (rows_ == 0 || (mode == mode_ && weights.size() == weights_.size())),
+    const bool same_cell = rows_ == 0 || (mode == mode_ && weights.size() == weights_.size());
+    STD_TORCH_CHECK(same_cell && B <= capacity_ && x.numel() == B * x.size(-1) && weights.size() % 2 == 0,
                     "rnn_ext: not one step without a projection, or too many sequences, or another cell");
     if (rows_ + B > capacity_) multiply();
     std::array<Maybe, kParts> part = {x, y, h_0, dy, dh_n, dc_n, saved.empty() ? Maybe() : Maybe(saved.front())};
