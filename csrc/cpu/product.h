@@ -6,8 +6,10 @@
 // column of B alone: not on the size of the batch, its place in it, the panel width or the number of threads.
 
 constexpr int64_t kBlock = 256;
+constexpr int64_t kCacheLine = 64;            // bytes
 constexpr int64_t kFewTerms = 16;             // so few that reading and writing C is most of a product
 constexpr int64_t kNearBytes = 32 * 1024;     // what stays in a core's first cache anyway
+constexpr int64_t kCachedBytes = 1024 * 1024;  // and in its second one
 constexpr int64_t kTermsAhead = 12;           // of B, that are asked for where it is not in that cache
 constexpr int64_t kBytesToCopy = 512 * 1024;  // of da, from which its transpose is worth a copy
 // A panel of less than four cache lines uses A so little that its rows should come from a near cache: a group of them
@@ -105,11 +107,18 @@ struct TileColumns {
   int64_t ld_last;
 };
 
+// What a tile asks for while its sums are formed: A's rows of the next tile, and some cache lines of the next block of B.
+struct Ahead {
+  bool rows = false;
+  const char* lines = nullptr;
+  int64_t count = 0;
+};
+
 // C[M, columns] = from + A[M, K] B[K, columns] for M rows and V vectors of columns, one block of k; row m of the first
 // term lies at from + m*ldf, and null is zeros. A[m, k] lies at A[m*lda + k], or at A[k*lda + m] where A is the transpose
-// of what is stored. A comes from a slow cache if it is `far`. Never inlined: one row is slower by 5% where it is.
+// of what is stored. Never inlined: one row is slower by 5% where it is.
 template <class T, int M, int V, bool kTransposedA>
-__attribute__((noinline)) void tile(int64_t K, const T* A, int64_t lda, bool far, TileColumns<T> B, T* C, int64_t ldc,
+__attribute__((noinline)) void tile(int64_t K, const T* A, int64_t lda, Ahead ahead, TileColumns<T> B, T* C, int64_t ldc,
                                     int64_t columns, const T* from, int64_t ldf) {
   if (K > kFewTerms)
 #pragma GCC unroll 8
@@ -124,13 +133,15 @@ __attribute__((noinline)) void tile(int64_t K, const T* A, int64_t lda, bool far
   const bool far_B = K * V * kVectorBytes >= 2 * kNearBytes;
   for (int64_t k = 0; k < K; ++k) {
     if constexpr (M == kTileRows && !kTransposedA)
-      if (far && k % (64 / sizeof(T)) == 0)
+      if (ahead.rows && k % (64 / sizeof(T)) == 0)
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) __builtin_prefetch(A + (M + m) * lda + k, 0, 2);  // of the next tile
     if constexpr (!kNarrowPanels && M > 1 && V == kPanelVectors && !kTransposedA)
-      if (far_B)
+      if (far_B) {
 #pragma GCC unroll 16
         for (int v = 0; v < V; ++v) __builtin_prefetch(B.last + (k + kTermsAhead) * B.ld_last + v * kLanes<T>);
+        if (k < ahead.count) __builtin_prefetch(ahead.lines + k * kCacheLine, 0, 2);
+      }
     Vec<T> b[V];
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) {
@@ -203,6 +214,15 @@ inline int64_t groups_of_rows(int64_t M, const Panels<T>& B, Range some) {
   return groups >= kManyGroups && some.size() > kPanelWidth<T> ? groups : 1;
 }
 
+// How many lines of the next block of B each tile asks for, so that all together bring it from a slow cache to the second;
+// none where there are so few tiles that there is hardly time.
+template <class T>
+inline int64_t lines_ahead(const Panels<T>& B, int64_t K, int64_t tiles) {
+  constexpr int64_t kTerm = kPanelWidth<T> * int64_t(sizeof(T)) / kCacheLine;  // lines of a term
+  const bool near = B.K * B.N * int64_t(sizeof(T)) <= kCachedBytes;
+  return kNarrowPanels || near || !B.packed || tiles < kTerm ? 0 : (K * kTerm + tiles - 1) / tiles;
+}
+
 // All in one function: what is handed on in memory would have to wait there behind the stores to C.
 template <bool kTransposedA, class T>
 void panel_product(T* C, int64_t ldc, const T* A, int64_t lda, bool far, int64_t M, const Panels<T>& B, Range some,
@@ -222,16 +242,18 @@ void panel_product(T* C, int64_t ldc, const T* A, int64_t lda, bool far, int64_t
         const TileColumns<T> b{B.panel(n) + k0 * ld, ld, B.panel(kPanelWidth<T>) - B.data,
                                B.panel(n + last) + k0 * ld_last, ld_last};
         const bool onto_C = k0 > 0 || into == Into::add;
+        const int64_t lines = lines_ahead(B, K, tiles);
         for (int64_t i = 0; i < tiles; ++i) {
           const int64_t m = first + part_begin(height, i, tiles), rows = first + part_begin(height, i + 1, tiles) - m;
           const T* a = kTransposedA ? A + k0 * lda + m : A + m * lda + k0;
           T* c = C + m * ldc + n;
           const T* from = onto_C ? c : bias ? bias + n : nullptr;
           const int64_t ldf = onto_C ? ldc : 0;
+          const Ahead ahead{far, reinterpret_cast<const char*>(b.first + K * ld) + i * lines * kCacheLine, lines};
           if (rows == 1)
-            tile_of_one_row<T, kTransposedA>(vectors, K, a, lda, far, b, c, ldc, columns, from, ldf);
+            tile_of_one_row<T, kTransposedA>(vectors, K, a, lda, ahead, b, c, ldc, columns, from, ldf);
           else
-            tile_of_size<T, kTransposedA>(rows, vectors, K, a, lda, far, b, c, ldc, columns, from, ldf);
+            tile_of_size<T, kTransposedA>(rows, vectors, K, a, lda, ahead, b, c, ldc, columns, from, ldf);
         }
       }
     }
