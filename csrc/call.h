@@ -27,7 +27,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 using Maybe = std::optional<Tensor>;
-using MaybeTensors = std::optional<Tensors>;
 
 inline int dtype_of(const Tensor& x) {
   switch (x.scalar_type()) {
@@ -135,6 +134,18 @@ inline void check_shape(const Tensor& t, const Sizes& sizes, const Tensor& like,
   STD_TORCH_CHECK(same, "rnn_ext: ", what, " has the wrong shape");
 }
 
+// A call as it is made, with the arguments of the operators (operators.h).
+struct CallInputs {
+  Tensor x;
+  Maybe h_0, c_0;
+  Tensors weights;
+  Maybe batch_sizes;
+  Tensors masks;
+  std::string mode;
+  int64_t num_layers;
+  bool bidirectional, batch_invariant;
+};
+
 // What both directions of differentiation know of a call. Owns the tensors that the pointers point into.
 struct Call {
   Sequences seq;
@@ -150,24 +161,23 @@ struct Call {
   bool single = false;  // one step of one layer and direction: x is [B, I], states are [B, P] and [B, H]
 
   // Without `reads_weights`, of which nobody then needs more than the sizes: their memory may have been given back.
-  Call(const Tensor& input, const Maybe& h_initial, const Maybe& c_initial, const Tensors& params, const Maybe& batch_sizes,
-       const Tensors& dropout, const std::string& mode, int64_t num_layers, bool bidirectional, bool reads_weights = true)
-      : cell(cell_of(mode)), dtype(dtype_of(input)), x(input) {
-    STD_TORCH_CHECK(cell >= 0, "rnn_ext: no cell of mode ", mode);
-    const int64_t pairs = num_layers * (bidirectional ? 2 : 1);
-    per_pair = num_layers > 0 ? params.size() / pairs : 0;
+  explicit Call(const CallInputs& in, bool reads_weights = true) : cell(cell_of(in.mode)), dtype(dtype_of(in.x)), x(in.x) {
+    STD_TORCH_CHECK(cell >= 0, "rnn_ext: no cell of mode ", in.mode);
+    const Tensors& params = in.weights;
+    const int64_t pairs = in.num_layers * (in.bidirectional ? 2 : 1);
+    per_pair = in.num_layers > 0 ? params.size() / pairs : 0;
     STD_TORCH_CHECK(per_pair >= 2 && per_pair <= 5 && int64_t(params.size()) == per_pair * pairs,
                     "rnn_ext: expected 2 to 5 weights per layer and direction, got ", params.size());
     const bool bias = per_pair >= 4, projected = per_pair % 2 == 1;
     STD_TORCH_CHECK(!projected || facts().states > 1, "rnn_ext: only a cell with a cell state has a projection");
     const Tensor &W_hh = params[1], &last = projected ? params[per_pair - 1] : W_hh;  // [P, H] or [G*H, H]
     STD_TORCH_CHECK(W_hh.dim() == 2 && last.dim() == 2, "rnn_ext: weight_hh and weight_hr must have 2 dimensions");
-    shape = {x.size(-1), last.size(1), W_hh.size(1), num_layers, bidirectional ? 2 : 1, bias, projected};
-    single = x.dim() == 2 && !batch_sizes;
+    shape = {x.size(-1), last.size(1), W_hh.size(1), in.num_layers, in.bidirectional ? 2 : 1, bias, projected};
+    single = x.dim() == 2 && !in.batch_sizes;
     STD_TORCH_CHECK(!single || pairs == 1, "rnn_ext: input of one step is for one layer and direction");
-    find_rows(batch_sizes);
-    if (h_initial) h_0 = state(*h_initial, h_sizes(), "h_0");
-    if (c_initial && facts().states > 1) c_0 = state(*c_initial, c_sizes(), "c_0");
+    find_rows(in.batch_sizes);
+    if (in.h_0) h_0 = state(*in.h_0, h_sizes(), "h_0");
+    if (in.c_0 && facts().states > 1) c_0 = state(*in.c_0, c_sizes(), "c_0");
     const int64_t gate_rows = facts().gates * shape.H;
     weights.reserve(params.size());
     layer_weights.reserve(pairs);
@@ -189,9 +199,9 @@ struct Call {
       if (shape.projected) w.W_hr = weight(per_pair - 1, {shape.P, shape.H});
       layer_weights.push_back(w);
     }
-    STD_TORCH_CHECK(dropout.empty() || int64_t(dropout.size()) == num_layers - 1,
+    STD_TORCH_CHECK(in.masks.empty() || int64_t(in.masks.size()) == in.num_layers - 1,
                     "rnn_ext: expected a dropout mask for every layer but the last");
-    for (const Tensor& mask : dropout) {
+    for (const Tensor& mask : in.masks) {
       STD_TORCH_CHECK(mask.numel() == seq.R * shape.D * shape.P && mask.scalar_type() == x.scalar_type() &&
                           same_device(mask, x),
                       "rnn_ext: dropout mask has the wrong shape, dtype or device");

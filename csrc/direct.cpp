@@ -45,21 +45,16 @@ PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
     return not_implemented();
   const char* mode = PyUnicode_AsUTF8(args[6]);
   const long num_layers = PyLong_AsLong(args[7]);
-  const bool bidirectional = args[8] == Py_True, save = args[9] == Py_True, batch_invariant = args[10] == Py_True;
+  const bool save = args[9] == Py_True;
   Cpu cpu;
   if (args[11] != Py_None) cpu.kept = static_cast<KeptWeights*>(PyCapsule_GetPointer(args[11], kKeptWeights));
   if (PyErr_Occurred()) return not_implemented();
-  // One by one: the order in which arguments of one call are evaluated is open.
-  Tensor x_t = in.take();
-  Maybe h_0_t = in.take_maybe(h_0), c_0_t = in.take_maybe(c_0);
-  Tensors weights_t = in.take_all(weights);
-  Maybe batch_sizes_t = in.take_maybe(batch_sizes);
-  Tensors masks_t = in.take_all(masks);
-  return result([&] {
-    return forward_on(cpu, std::move(x_t), std::move(h_0_t), std::move(c_0_t), std::move(weights_t),
-                      std::move(batch_sizes_t), std::move(masks_t), mode, num_layers, bidirectional, save,
-                      batch_invariant, true);
-  });
+  // In the order in which they were added, which that of the members is.
+  const CallInputs call{.x = in.take(), .h_0 = in.take_maybe(h_0), .c_0 = in.take_maybe(c_0),
+                        .weights = in.take_all(weights), .batch_sizes = in.take_maybe(batch_sizes),
+                        .masks = in.take_all(masks), .mode = mode, .num_layers = num_layers,
+                        .bidirectional = args[8] == Py_True, .batch_invariant = args[10] == Py_True};
+  return result([&] { return forward_on(cpu, call, save, true); });
 }
 
 PyObject* backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -81,22 +76,18 @@ PyObject* run_backward(PyObject* const* args, LoopSteps* steps) {
   bool flags[6];  // bidirectional, need_dx, need_dh_0, need_dc_0, need_dw, batch_invariant
   for (int i = 0; i < 6; ++i) flags[i] = args[12 + i] == Py_True;
   if (PyErr_Occurred()) return not_implemented();
-  Tensor x_t = in.take();
-  Maybe h_0_t = in.take_maybe(h_0);
-  Tensors weights_t = in.take_all(weights);
-  Maybe batch_sizes_t = in.take_maybe(batch_sizes);
-  Tensors masks_t = in.take_all(masks);
-  Tensor y_t = in.take();
-  Tensors saved_t = in.take_all(saved);
-  Maybe dy_t = in.take_maybe(dy), dh_n_t = in.take_maybe(dh_n), dc_n_t = in.take_maybe(dc_n);
+  const BackwardInputs inputs{
+      .call = {.x = in.take(), .h_0 = in.take_maybe(h_0), .c_0 = {}, .weights = in.take_all(weights),
+               .batch_sizes = in.take_maybe(batch_sizes), .masks = in.take_all(masks), .mode = mode,
+               .num_layers = num_layers, .bidirectional = flags[0], .batch_invariant = flags[5]},
+      .y = in.take(), .saved = in.take_all(saved), .dy = in.take_maybe(dy), .dh_n = in.take_maybe(dh_n),
+      .dc_n = in.take_maybe(dc_n)};
   return result([&] {
     const bool later = steps != nullptr && flags[4];
     const Needs need{flags[1], flags[2], flags[3], flags[4] && !later};
     Tensors found;
-    if (!later || need.dx || need.dh_0 || need.dc_0)
-      found = backward_on(Cpu{}, x_t, h_0_t, weights_t, std::move(batch_sizes_t), std::move(masks_t), y_t, saved_t,
-                          dy_t, dh_n_t, dc_n_t, mode, num_layers, flags[0], need, flags[5]);
-    if (later) steps->add(x_t, h_0_t, weights_t, y_t, saved_t, dy_t, dh_n_t, dc_n_t, mode, flags[5]);
+    if (!later || need.dx || need.dh_0 || need.dc_0) found = backward_on(Cpu{}, inputs, need);
+    if (later) steps->add(inputs);
     return found;
   });
 }

@@ -13,15 +13,13 @@ inline constexpr const char* rnn_backward_schema =
     "Tensor[] saved, Tensor? dy, Tensor? dh_n, Tensor? dc_n, str mode, int num_layers, bool bidirectional, "
     "bool need_dx, bool need_dh_0, bool need_dc_0, bool need_dw, bool batch_invariant) -> Tensor[]";
 
-// masks: None where nothing is dropped, for an AOTInductor package turns an empty list into None.
 // y, h_n, c_n (if the cell has one) and, if `save`, what backward needs: the outputs of the layers below the last (if
 // any) and the tape (if there is one). With `states_only`, y is left out of one step: it is h_n. Where backward needs it
 // beside a tape it is there, since then h_n may be changed in place, as torch's may.
 template <class Device>
-Tensors forward_on(const Device& device, Tensor x, Maybe h_0, Maybe c_0, Tensors weights, Maybe batch_sizes,
-                   MaybeTensors masks, std::string mode, int64_t num_layers, bool bidirectional, bool save,
-                   bool batch_invariant, bool states_only = false) {
-  const Call call(x, h_0, c_0, weights, batch_sizes, masks.value_or(Tensors{}), mode, num_layers, bidirectional);
+Tensors forward_on(const Device& device, const CallInputs& in, bool save, bool states_only = false) {
+  const Call call(in);
+  const Tensor& x = call.x;
   const Shape& s = call.shape;
   ForwardArgs args{call.args()};
   args.c_0 = call.c_0 ? memory_of(*call.c_0) : nullptr;
@@ -45,30 +43,44 @@ Tensors forward_on(const Device& device, Tensor x, Maybe h_0, Maybe c_0, Tensors
     if (save) out.push_back(below);
   }
   if (save && call.tape() > 0) args.tape = output({s.L * s.D, call.seq.R, call.tape(), s.H});
-  device.forward(call, args, batch_invariant);
+  device.forward(call, args, in.batch_invariant);
   return out;
 }
 
+// masks: None where nothing is dropped, for an AOTInductor package turns an empty list into None.
 template <class Device>
-Tensors rnn_forward(Tensor x, Maybe h_0, Maybe c_0, Tensors weights, Maybe batch_sizes, MaybeTensors masks,
+Tensors rnn_forward(Tensor x, Maybe h_0, Maybe c_0, Tensors weights, Maybe batch_sizes, std::optional<Tensors> masks,
                     std::string mode, int64_t num_layers, bool bidirectional, bool save, bool batch_invariant) {
-  return forward_on(Device{}, std::move(x), std::move(h_0), std::move(c_0), std::move(weights), std::move(batch_sizes),
-                    std::move(masks), std::move(mode), num_layers, bidirectional, save, batch_invariant);
+  return forward_on(Device{},
+                    {.x = std::move(x), .h_0 = std::move(h_0), .c_0 = std::move(c_0), .weights = std::move(weights),
+                     .batch_sizes = std::move(batch_sizes), .masks = std::move(masks).value_or(Tensors{}),
+                     .mode = std::move(mode), .num_layers = num_layers, .bidirectional = bidirectional,
+                     .batch_invariant = batch_invariant},
+                    save);
 }
+
+// What backward needs: the call without c_0, what forward returned (`saved` is what stands behind the final states), and
+// the gradients of that, where anybody has used it.
+struct BackwardInputs {
+  CallInputs call;
+  Tensor y;
+  Tensors saved;
+  Maybe dy, dh_n, dc_n;
+};
 
 struct Needs {
   bool dx = false, dh_0 = false, dc_0 = false, dw = false;
 };
 
 // The wanted gradients in this order: dx, dh_0, dc_0 (each if needed), one for each weight (if needed); in the compute
-// type. `saved` is what forward returned behind the final states; `sum`, if not empty, what those of the weights are added
-// to, on the CPU. One step whose weights' gradients alone are wanted may go without `reads_weights` there.
+// type. `sum`, if not empty, is what those of the weights are added to, on the CPU. One step whose weights' gradients alone
+// are wanted may go without `reads_weights` there.
 template <class Device>
-Tensors backward_on(const Device& device, Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, MaybeTensors masks,
-                    Tensor y, Tensors saved, Maybe dy, Maybe dh_n, Maybe dc_n, std::string mode, int64_t num_layers,
-                    bool bidirectional, Needs need, bool batch_invariant, const Tensors& sum = {}, bool reads_weights = true) {
-  const Call call(x, h_0, std::nullopt, weights, batch_sizes, masks.value_or(Tensors{}), mode, num_layers,
-                  bidirectional, reads_weights);
+Tensors backward_on(const Device& device, const BackwardInputs& in, Needs need, const Tensors& sum = {},
+                    bool reads_weights = true) {
+  const Call call(in.call, reads_weights);
+  const Tensor &x = call.x, &y = in.y;
+  const Tensors& saved = in.saved;
   const Shape& s = call.shape;
   const ScalarType type = compute_type(x);
   BackwardArgs args{call.args()};
@@ -85,24 +97,24 @@ Tensors backward_on(const Device& device, Tensor x, Maybe h_0, Tensors weights, 
   if (s.L > 1) args.hidden = kept(saved.front(), (s.L - 1) * call.seq.R * outputs);
   if (tape > 0) args.tape = kept(saved.back(), s.L * s.D * call.seq.R * tape * s.H);
   Tensor dy_rows, dh_n_rows, dc_n_rows;
-  if (dy) {
-    STD_TORCH_CHECK(dy->numel() == y.numel() && dy->scalar_type() == x.scalar_type() && same_device(*dy, x),
+  if (in.dy) {
+    STD_TORCH_CHECK(in.dy->numel() == y.numel() && in.dy->scalar_type() == x.scalar_type() && same_device(*in.dy, x),
                     "rnn_ext: dy must be like y");
-    dy_rows = dense(*dy);
+    dy_rows = dense(*in.dy);
     args.dy = memory_of(dy_rows);
   }
-  if (dh_n) {
-    dh_n_rows = call.state(*dh_n, call.h_sizes(), "dh_n");
+  if (in.dh_n) {
+    dh_n_rows = call.state(*in.dh_n, call.h_sizes(), "dh_n");
     args.dh_n = memory_of(dh_n_rows);
   }
-  STD_TORCH_CHECK(call.facts().states > 1 || (!dc_n && !need.dc_0), "rnn_ext: a cell without a cell state has no dc");
-  STD_TORCH_CHECK(sum.empty() || sum.size() == weights.size(), "rnn_ext: expected a sum for each weight");
-  if (dc_n) {
-    dc_n_rows = call.state(*dc_n, call.c_sizes(), "dc_n");
+  STD_TORCH_CHECK(call.facts().states > 1 || (!in.dc_n && !need.dc_0), "rnn_ext: a cell without a cell state has no dc");
+  STD_TORCH_CHECK(sum.empty() || sum.size() == call.weights.size(), "rnn_ext: expected a sum for each weight");
+  if (in.dc_n) {
+    dc_n_rows = call.state(*in.dc_n, call.c_sizes(), "dc_n");
     args.dc_n = memory_of(dc_n_rows);
   }
   Tensors gradients;
-  gradients.reserve(3 + weights.size());
+  gradients.reserve(3 + call.weights.size());
   if (need.dx) {
     gradients.push_back(empty(Sizes(x), type, x));
     args.dx = gradients.back().mutable_data_ptr();
@@ -136,18 +148,23 @@ Tensors backward_on(const Device& device, Tensor x, Maybe h_0, Tensors weights, 
     args.gradients = layer_gradients.data();
     args.add_to_gradients = !sum.empty();
   }
-  device.backward(call, args, batch_invariant);
+  device.backward(call, args, in.call.batch_invariant);
   return gradients;
 }
 
 template <class Device>
-Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, MaybeTensors masks, Tensor y,
+Tensors rnn_backward(Tensor x, Maybe h_0, Tensors weights, Maybe batch_sizes, std::optional<Tensors> masks, Tensor y,
                      Tensors saved, Maybe dy, Maybe dh_n, Maybe dc_n, std::string mode, int64_t num_layers,
                      bool bidirectional, bool need_dx, bool need_dh_0, bool need_dc_0, bool need_dw,
                      bool batch_invariant) {
-  return backward_on(Device{}, std::move(x), std::move(h_0), std::move(weights), std::move(batch_sizes), std::move(masks),
-                     std::move(y), std::move(saved), std::move(dy), std::move(dh_n), std::move(dc_n), std::move(mode),
-                     num_layers, bidirectional, {need_dx, need_dh_0, need_dc_0, need_dw}, batch_invariant);
+  return backward_on(Device{},
+                     {.call = {.x = std::move(x), .h_0 = std::move(h_0), .c_0 = {}, .weights = std::move(weights),
+                               .batch_sizes = std::move(batch_sizes), .masks = std::move(masks).value_or(Tensors{}),
+                               .mode = std::move(mode), .num_layers = num_layers, .bidirectional = bidirectional,
+                               .batch_invariant = batch_invariant},
+                      .y = std::move(y), .saved = std::move(saved), .dy = std::move(dy), .dh_n = std::move(dh_n),
+                      .dc_n = std::move(dc_n)},
+                     {need_dx, need_dh_0, need_dc_0, need_dw});
 }
 
 }  // namespace rnn_ext

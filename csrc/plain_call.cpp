@@ -113,9 +113,10 @@ PyObject* plain_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (args[15] != Py_None && !save)
     cpu.kept = static_cast<KeptWeights*>(PyCapsule_GetPointer(args[15], kKeptWeights));
   if (PyErr_Occurred()) return not_implemented();
-  Tensor x_t = in.take();
-  Tensors states_t = in.take_all(states.object), weights_t = in.take_all(weights.object);
-  Maybe batch_sizes_t = in.take_maybe(batch_sizes);
+  // Not handed over to what runs without Python's lock: to let go of a tensor that Python has, too, takes it.
+  const Tensor x_t = in.take();
+  const Tensors states_t = in.take_all(states.object), weights_t = in.take_all(weights.object);
+  const Maybe batch_sizes_t = in.take_maybe(batch_sizes);
   const auto fits = [&] {
     const Tensor& W_hh = weights_t[1];
     return x_t.dim() == form.dim && x_t.size(-1) == input_size && W_hh.dim() == 2 &&
@@ -124,8 +125,11 @@ PyObject* plain_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const auto state = [&](size_t i) { return i < states_t.size() ? form.state(states_t[i]) : Maybe(); };
   PyObject* const out = result([&] {
     STD_TORCH_CHECK(fits(), "rnn_ext: other sizes than the module's");
-    Tensors all = forward_on(cpu, form.input(x_t), state(0), state(1), weights_t, std::move(batch_sizes_t), Tensors(), mode,
-                             num_layers, bidirectional, save, batch_invariant, true);
+    Tensors all = forward_on(cpu,
+                             {.x = form.input(x_t), .h_0 = state(0), .c_0 = state(1), .weights = weights_t,
+                              .batch_sizes = batch_sizes_t, .masks = {}, .mode = mode, .num_layers = num_layers,
+                              .bidirectional = bidirectional, .batch_invariant = batch_invariant},
+                             save, true);
     return save ? all : form.results(std::move(all));
   });
   return save && out != nullptr && PyList_Check(out) ? Py_BuildValue("(NOOO)", out, x, states.object, weights.object) : out;

@@ -17,15 +17,17 @@ class LoopSteps {
  public:
   explicit LoopSteps(int64_t rows) : capacity_(rows) {}
 
-  // The arguments are the operator's. Takes all of a call or, if it throws, nothing.
-  void add(const Tensor& x, const Maybe& h_0, const Tensors& weights, const Tensor& y, const Tensors& saved,
-           const Maybe& dy, const Maybe& dh_n, const Maybe& dc_n, const std::string& mode, bool batch_invariant) {
+  // Takes all of a call or, if it throws, nothing.
+  void add(const BackwardInputs& in) {
+    const CallInputs& call = in.call;
+    const Tensor& x = call.x;
     const int64_t B = x.size(-2);
-    const bool same_cell = rows_ == 0 || (mode == mode_ && weights.size() == weights_.size());
-    STD_TORCH_CHECK(same_cell && B <= capacity_ && x.numel() == B * x.size(-1) && weights.size() % 2 == 0,
+    const bool same_cell = rows_ == 0 || (call.mode == mode_ && call.weights.size() == weights_.size());
+    STD_TORCH_CHECK(same_cell && B <= capacity_ && x.numel() == B * x.size(-1) && call.weights.size() % 2 == 0,
                     "rnn_ext: not one step without a projection, or too many sequences, or another cell");
     if (rows_ + B > capacity_) multiply();
-    std::array<Maybe, kParts> part = {x, y, h_0, dy, dh_n, dc_n, saved.empty() ? Maybe() : Maybe(saved.front())};
+    std::array<Maybe, kParts> part = {x,     in.y,    call.h_0, in.dy,
+                                      in.dh_n, in.dc_n, in.saved.empty() ? Maybe() : Maybe(in.saved.front())};
     for (int i = 0; i < kParts; ++i) {
       if (!part[i]) continue;
       part[i] = dense(*part[i]);
@@ -42,9 +44,9 @@ class LoopSteps {
       if (part[i]) std::memcpy(row(i, rows_), part[i]->const_data_ptr(), B * row_bytes(i));
       else if (kept_[i]) std::memset(row(i, rows_), 0, B * row_bytes(i));
     rows_ += B;
-    weights_ = weights;
-    mode_ = mode;
-    batch_invariant_ = batch_invariant;
+    weights_ = call.weights;
+    mode_ = call.mode;
+    batch_invariant_ = call.batch_invariant;
   }
 
   // Of all weights, over all the calls, in the compute type; nothing if there were none. Keeps nothing: autograd adds to a
@@ -67,9 +69,12 @@ class LoopSteps {
       return view(*kept_[i], 2, sizes, strides);
     };
     const Maybe tape = rows(kTape);
-    sum_ = backward_on(Cpu{}, *rows(kX), rows(kH0), weights_, std::nullopt, Tensors(), *rows(kY),
-                       tape ? Tensors{*tape} : Tensors(), rows(kDy), rows(kDh), rows(kDc), mode_, 1, false,
-                       Needs{.dw = true}, batch_invariant_, sum_, false);
+    const CallInputs call{.x = *rows(kX), .h_0 = rows(kH0), .c_0 = {}, .weights = weights_, .batch_sizes = {}, .masks = {},
+                          .mode = mode_, .num_layers = 1, .bidirectional = false, .batch_invariant = batch_invariant_};
+    sum_ = backward_on(Cpu{},
+                       {.call = call, .y = *rows(kY), .saved = tape ? Tensors{*tape} : Tensors(), .dy = rows(kDy),
+                        .dh_n = rows(kDh), .dc_n = rows(kDc)},
+                       Needs{.dw = true}, sum_, false);
     rows_ = 0;
   }
 
