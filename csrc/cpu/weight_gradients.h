@@ -40,28 +40,20 @@ class WeightGradients {
     for (const int64_t N : columns) all += round_up(N, Product::kUnit);
     const bool by_row = splits_rows(columns[ih]);
     const Range units = by_row ? Range(team.part(H, kFewRows)) : Range{0, H};
-    Range mine = by_row ? Range{0, all} : team.part(all, Product::kUnit);
+    const Range mine = by_row ? Range{0, all} : team.part(all, Product::kUnit);  // columns, those of all weights in a row
     const bool first = c.end == args.seq.T && !args.add_to_gradients;  // chunks come in reverse
-    const Transposed left = Product::transposed(da_T, da, width, chunk_rows);
-    if (Product::copies(width, chunk_rows)) {
-      for (int i = 0; by_row && i < cell.columns; ++i)
-        Product::transpose(left, da, rows.size(), {i * Hk + units.begin, i * Hk + units.end});
-      if (!by_row) {
-        Product::transpose(left, da, rows.size(), team.part(width, 32));
-        team.wait();
-      }
-    }
+    const Transposed left = transposed(da, rows.size(), by_row, units, team);
     char* mine_packed = panel + team.rank * panel_bytes();
     const S** from = sources + team.rank * chunk_rows;
-    for (int w = ih; w <= hr && mine.end > 0; ++w) {
-      const int64_t N = columns[w], end = smaller(mine.end, N);
+    for (int64_t w = ih, begin_of_weight = 0; w <= hr; begin_of_weight += round_up(columns[w++], Product::kUnit)) {
+      const int64_t N = columns[w], begin = larger(mine.begin - begin_of_weight, 0);
+      const int64_t end = smaller(mine.end - begin_of_weight, N);
+      if (begin >= end) continue;
+      if (w == ih) layer.input_rows(below, rows, from);
+      if (w == hh) layer.previous_rows(own, d, c, from);
+      if (w == hr) layer.unprojected_rows(cell.tape, d, rows, from);
       const S* mask = w == ih ? layer.mask() : nullptr;
-      if (mine.begin < end) {
-        if (w == ih) layer.input_rows(below, rows, from);
-        if (w == hh) layer.previous_rows(own, d, c, from);
-        if (w == hr) layer.unprojected_rows(cell.tape, d, rows, from);
-      }
-      for (int64_t column = mine.begin, count; column < end; column += count) {
+      for (int64_t column = begin, count; column < end; column += count) {
         count = smaller(columns_at_once(), end - column);
         const int64_t M = w == hr ? P : H;  // rows of a gate
         const Range some = w == hr ? Range{0, P} : units;
@@ -79,8 +71,6 @@ class WeightGradients {
                     smaller(Product::kLeftRows, some.end - m), B, Range{0, count}, first ? Into::assign : Into::add);
         }
       }
-      const int64_t done = round_up(N, Product::kUnit);
-      mine = {mine.begin > done ? mine.begin - done : 0, mine.end - done};
     }
     if (args.shape.bias) bias_gradients(out, first, rows.size(), da, team);
   }
@@ -92,6 +82,20 @@ class WeightGradients {
     const int64_t all = inputs + P;
     return Product::kOnFloats && !args.shape.projected && all <= kFewColumns && all <= cell.columns * H &&
            (!kNarrowPanels || Product::copies(width, chunk_rows));
+  }
+
+  // da of a chunk as the left side of the products, of which this worker needs these units of every column if it has its
+  // share by rows, and else all.
+  Transposed transposed(const Gradients& da, int64_t rows, bool by_row, Range units, const Team& team) const {
+    const Transposed left = Product::transposed(da_T, da, width, chunk_rows);
+    if (!Product::copies(width, chunk_rows)) return left;
+    for (int i = 0; by_row && i < cell.columns; ++i)
+      Product::transpose(left, da, rows, {i * Hk + units.begin, i * Hk + units.end});
+    if (!by_row) {
+      Product::transpose(left, da, rows, team.part(width, 32));
+      team.wait();
+    }
+    return left;
   }
 
   // Columns that are packed at once for the gradients of weights: panels that a core's cache holds, so that da, the larger
