@@ -46,13 +46,7 @@ def recurrent(
         if torch.compiler.is_compiling():
             from rnn_ext import compiled as compiled
         return transforms.recurrent(x, h_0, c_0, weights, batch_sizes, masks, stack)
-    recording = torch.is_grad_enabled() and (torch.compiler.is_compiling() or not torch.is_inference_mode_enabled())
-    if recording and (
-        x.requires_grad
-        or any(w.requires_grad for w in weights)
-        or (h_0 is not None and h_0.requires_grad)
-        or (c_0 is not None and c_0.requires_grad)
-    ):
+    if records(x, h_0, c_0, *weights):
         steps = checkpoint.steps_of(x, batch_sizes, stack)
         if steps is not None:
             return checkpoint.recurrent(x, h_0, c_0, weights, batch_sizes, masks, stack, steps)
@@ -62,6 +56,15 @@ def recurrent(
         alive = [None if t is None else unwrap_if_dead(t) for t in tensors]
         return _apply(None, None, stack, batch_sizes, len(masks), *alive)
     return ops.forward(x, h_0, c_0, weights, batch_sizes, masks, stack, False, kept)
+
+
+def records(*tensors: Tensor | None) -> bool:
+    """Whether a call on these is recorded for backward."""
+    if not torch.is_grad_enabled():
+        return False
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():  # which dynamo cannot trace
+        return False
+    return any(t is not None and t.requires_grad for t in tensors)
 
 
 def differentiable(outputs, x, h_0, c_0, weights, batch_sizes, stack: Stack, token=None) -> tuple[Tensor, ...]:

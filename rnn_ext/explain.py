@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnn_ext import checkpoint, ops, settings
+from rnn_ext import autograd, checkpoint, ops, settings
 from rnn_ext._load import _C
 from rnn_ext.base import Recurrent
-from rnn_ext.call import REFUSED, UNCHECKED, Call, is_refusal
+from rnn_ext.call import REFUSED, UNCHECKED, is_refusal
 from rnn_ext.cells import Cell
 from rnn_ext.frozen import kept_weights
 
@@ -108,7 +108,8 @@ def explain(
         steps, batch = (1, *call.input.shape[:-1]) if isinstance(module, Cell) else call.input.shape[:2]
     layers, directions = call.stack.num_layers, call.stack.directions
     checkpoint_steps = None
-    if _asks_for_gradient(call):
+    recorded = autograd.records(call.input, *call.weights, *(call.states or ()))
+    if recorded:
         checkpoint_steps = checkpoint.steps_of(call.input, call.batch_sizes, call.stack)
     if checkpoint_steps is not None:
         steps = -(-steps // checkpoint.count_of(steps, checkpoint_steps))
@@ -125,7 +126,7 @@ def explain(
             return Explanation("torch", REFUSED, None, None, threads, None)
         reason = "a projection runs step by step" if projection else "the plan with the least estimated time"
         return Explanation("kernel", reason, plan, "cuda", 1, None, checkpoint_steps=checkpoint_steps)
-    frozen = kept_weights(module) is not None and not _asks_for_gradient(call) and ops.goes_direct()
+    frozen = kept_weights(module) is not None and not recorded and ops.goes_direct()
     plan, threads_of_call, product = _C.plan(
         call.stack.mode,
         steps,
@@ -144,9 +145,3 @@ def explain(
     frozen = frozen and plan not in ("unpacked", "by sequence")
     reason = "torch runs on one thread" if plan == "serial" and threads == 1 else PLANS[plan]
     return Explanation("kernel", reason, plan, _C.isa(), threads_of_call, product, frozen, checkpoint_steps)
-
-
-def _asks_for_gradient(call: Call) -> bool:
-    tensors = call.input, *call.weights, *(call.states or ())
-    recording = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-    return recording and any(t.requires_grad for t in tensors)
