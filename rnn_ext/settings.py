@@ -25,6 +25,7 @@ _checkpoint_steps: int | None = None
 F = TypeVar("F", bound=Callable[..., Any])
 
 _changing = threading.Lock()
+os.register_at_fork(before=_changing.acquire, after_in_parent=_changing.release, after_in_child=_changing.release)
 _RUNS_LATER = (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
 
 

@@ -130,6 +130,31 @@ print([torch.allclose(y, expected[i // 4]) for i, y in enumerate(loader)].count(
     assert printed == str(4 * len(PATHS))
 
 
+def test_a_fork_while_a_thread_changes_a_setting_leaves_the_child_able_to_change_it():
+    printed = run_python("""
+import os, signal, threading, time
+import rnn_ext
+from rnn_ext import settings
+
+changing = threading.Event()
+
+def change():
+    with settings._changing:
+        changing.set()
+        time.sleep(0.3)
+
+threading.Thread(target=change).start()
+changing.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    with rnn_ext.batch_invariant():
+        os._exit(0)
+print(os.waitpid(child, 0)[1])
+""")
+    assert printed == "0"
+
+
 def halve_biases(module) -> None:
     with torch.no_grad():
         for name, weight in module.named_parameters():
