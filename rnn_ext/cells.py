@@ -111,11 +111,11 @@ class RNNCell(Cell):
         device, dtype: of the parameters. float32, float64, bfloat16 and float16 run on our kernels, on the
             CPU and where they are built on CUDA; anything else on torch's own operator.
 
-    Inputs:
+    Inputs, of the parameters' dtype (under autocast of any floating one):
         input: [B, I], or [I] unbatched.
         hx: the state [B, H] or [H]; zeros if left out.
 
-    Outputs:
+    Outputs, of the same dtype (under autocast of autocast's):
         h': [B, H] or [H].
 
     Raises:
@@ -157,7 +157,7 @@ class LSTMCell(Cell):
         hidden_size: features of the states, H.
         bias, device, dtype: as for `RNNCell`.
 
-    Inputs:
+    Inputs, of dtypes as for `RNNCell`:
         input: [B, I], or [I] unbatched.
         hx: (h, c), each [B, H] or [H]; zeros if left out.
 
@@ -214,7 +214,7 @@ class GRUCell(Cell):
         hidden_size: features of the state, H.
         bias, device, dtype: as for `RNNCell`.
 
-    Inputs:
+    Inputs, of dtypes as for `RNNCell`:
         input: [B, I], or [I] unbatched.
         hx: the state [B, H] or [H]; zeros if left out.
 

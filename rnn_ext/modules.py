@@ -33,11 +33,11 @@ class RNN(Recurrent):
         device, dtype: of the parameters. float32, float64, bfloat16 and float16 run on our kernels, on the
             CPU and where they are built on CUDA; anything else on torch's own operator.
 
-    Inputs:
+    Inputs, of the parameters' dtype (under autocast of any floating one):
         input: [T, B, I], [B, T, I] with batch_first, [T, I] unbatched, or a PackedSequence.
         hx: initial state [L*D, B, H] ([L*D, H] unbatched); zeros if left out.
 
-    Outputs:
+    Outputs, of the same dtype (under autocast of autocast's):
         output: [T, B, D*H], [B, T, D*H], [T, D*H] or a PackedSequence: h_t of the last layer for every step.
         h_n: [L*D, B, H] or [L*D, H]: the last h_t of every layer and direction.
 
@@ -111,11 +111,11 @@ class LSTM(Recurrent):
         num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as for `RNN`.
         proj_size: size P of a projection, h_t = W_hr (o * tanh(c_t)); 0 for none, where P stands for H below.
 
-    Inputs:
+    Inputs, of dtypes as for `RNN`:
         input: as for `RNN`.
         hx: (h_0, c_0), [L*D, B, P] and [L*D, B, H] (unbatched without B); zeros if left out.
 
-    Outputs:
+    Outputs, of the same dtype (under autocast of autocast's):
         output: as for `RNN`, D*P features.
         (h_n, c_n): [L*D, B, P] and [L*D, B, H] (unbatched without B).
 
@@ -214,11 +214,11 @@ class GRU(Recurrent):
         hidden_size: features of the state, H.
         num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as for `RNN`.
 
-    Inputs:
+    Inputs, of the parameters' dtype (under autocast of any floating one):
         input: [T, B, I], [B, T, I] with batch_first, [T, I] unbatched, or a PackedSequence.
         hx: initial state [L*D, B, H] ([L*D, H] unbatched); zeros if left out.
 
-    Outputs:
+    Outputs, of the same dtype (under autocast of autocast's):
         output: [T, B, D*H], [B, T, D*H], [T, D*H] or a PackedSequence: h_t of the last layer for every step.
         h_n: [L*D, B, H] or [L*D, H]: the last h_t of every layer and direction.
 

@@ -73,6 +73,7 @@ def forward(x, h_0, c_0, weights, batch_sizes, masks, stack, save, kept=None):
     """The operator: y, h_n, an LSTM's c_n and, if `save`, what backward needs. The arguments are `recurrent`'s.
 
     One step [B, I] may come without y, which is h_n; not if something else is saved for backward beside it.
+    Arguments that are refused here or in `call.plain_call` go on to the operator, which alone says what is wrong.
     """
     what, invariant = stack[:3], stack.batch_invariant
     if x.is_cpu and not torch.compiler.is_compiling():
