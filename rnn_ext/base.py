@@ -186,7 +186,7 @@ class Recurrent(Captured, nn.RNNBase):
         # flags torch would warn, even where they stay as they are.
         off = mkldnn.flags(enabled=False, allow_tf32=None, fp32_precision=None)
         with nullcontext() if self._ext_fit(call.weights) else off:
-            return torch_path.call(self.mode, input, hx, batch_sizes, *options)
+            return torch_path.layer(self.mode, input, hx, batch_sizes, *options)
 
     def _ext_fit(self, weights: list[Tensor]) -> bool:
         """Whether the matrices have the shapes that the sizes of the layer ask for."""

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import _VF, Tensor, nn
+from torch import Tensor, nn
 from torch.fx import Proxy
 
+from rnn_ext import torch_path
 from rnn_ext.call import UNCHECKED, Call, as_call, plain_call, read_weights, run
 from rnn_ext.capture import Captured, as_leaf
 from rnn_ext.forms import STEP, STEP_OF_ONE
@@ -17,12 +18,6 @@ from rnn_ext.frozen import kept_weights
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _RNN = {"tanh": ("RNN_TANH", 1, False), "relu": ("RNN_RELU", 1, False)}  # by nonlinearity
 _LSTM, _GRU = ("LSTM", 1, False), ("GRU", 1, False)
-_operator: dict[str, Any] = {
-    "RNN_TANH": _VF.rnn_tanh_cell,
-    "RNN_RELU": _VF.rnn_relu_cell,
-    "LSTM": _VF.lstm_cell,
-    "GRU": _VF.gru_cell,
-}
 
 
 class Cell(Captured, nn.RNNCellBase):
@@ -92,8 +87,7 @@ class Cell(Captured, nn.RNNCellBase):
         if states is None:
             zeros = torch.zeros(x.size(0), self.hidden_size, dtype=x.dtype, device=x.device)
             states = (zeros,) * call.stack.states
-        out = _operator[call.stack.mode](x, tuple(states) if len(states) > 1 else states[0], *call.weights)
-        return out if isinstance(out, tuple) else (out,)
+        return torch_path.step(call.stack.mode, x, states, call.weights)
 
 
 class RNNCell(Cell):

@@ -6,6 +6,9 @@ use the same weights share a node of autograd's graph, through a token: an empty
 weights, and that every step takes. In backward a step gives no gradients of its weights and leaves what they are made
 of with the node. Autograd comes to a node when everybody who took its output is done: the node finds all the steps of
 this pass, and gives the gradients of all of them. To the kernels these are one step of more sequences.
+
+    forward     weights -> node -> token -> step 1, step 2, .., step T
+    backward    step T, .., step 1 -> rows that wait, at most 64, and their products' sum -> node -> weights
 """
 
 from __future__ import annotations
