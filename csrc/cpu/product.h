@@ -133,7 +133,7 @@ __attribute__((noinline)) void tile(int64_t K, const T* A, int64_t lda, Ahead ah
   const bool far_B = K * V * kVectorBytes >= 2 * kNearBytes;
   for (int64_t k = 0; k < K; ++k) {
     if constexpr (M == kTileRows && !kTransposedA)
-      if (ahead.rows && k % (64 / sizeof(T)) == 0)
+      if (ahead.rows && k % (kCacheLine / sizeof(T)) == 0)
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) __builtin_prefetch(A + (M + m) * lda + k, 0, 2);  // of the next tile
     if constexpr (!kNarrowPanels && M > 1 && V == kPanelVectors && !kTransposedA)
