@@ -26,8 +26,8 @@ class LoopSteps {
     STD_TORCH_CHECK(same_cell && B <= capacity_ && x.numel() == B * x.size(-1) && call.weights.size() % 2 == 0,
                     "rnn_ext: not one step without a projection, or too many sequences, or another cell");
     if (rows_ + B > capacity_) multiply();
-    std::array<Maybe, kParts> part = {x,     in.y,    call.h_0, in.dy,
-                                      in.dh_n, in.dc_n, in.saved.empty() ? Maybe() : Maybe(in.saved.front())};
+    const Maybe tape = in.saved.empty() ? Maybe() : Maybe(in.saved.front());
+    std::array<Maybe, kParts> part = {x, in.y, call.h_0, in.dy, in.dh_n, in.dc_n, tape};
     for (int i = 0; i < kParts; ++i) {
       if (!part[i]) continue;
       part[i] = dense(*part[i]);
