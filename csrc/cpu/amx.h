@@ -159,7 +159,6 @@ constexpr int kAmxParts = kIsBfloat16<S> ? 1 : Half<S> ? 2 : 3;
 template <class S>
 struct AmxProduct : PartsProduct<kAmxParts<S>, kAmxParts<S> == 3 ? 3 : 2> {
   using Use = TileUse;
-  static constexpr bool kAnyRows = false;
   static constexpr int64_t kSingle = 1, kRowUnit = 2 * kTile, kSequenceUnit = kTile;
   static constexpr int64_t kRightBytes = 1024 * 1024, kLeftRows = 2 * kTile;
 };

@@ -28,8 +28,8 @@ class Backward {
 
   // What the loops know of a cell: its constants, and what it does of a step.
   struct CellOf : CellFacts {
-    void (Backward::*update)(const L&, int64_t, int64_t, Gradients, Own<T>, Own<T>, const Part&, int64_t, int64_t,
-                             int64_t, int64_t) const;
+    void (Backward::*update)(const L&, int64_t, int64_t, Gradients, Own<T>, Own<T>, Range, int64_t, int64_t,
+                             int64_t) const;
   };
   template <class Cell>
   static consteval CellOf cell_of() {
@@ -82,7 +82,8 @@ class Backward {
   void loop(const L& layer, int64_t d, Chunk c, Range steps, const Team& team) {
     const Direction& z = direction[d];
     const bool by_unit = args.plan.split == Split::hidden;
-    const Part sequences = by_unit ? Part{0, 1, args.seq.B} : sequences_of<Product>(team, args.seq);
+    const Range all{0, args.seq.B};
+    const Range sequences = by_unit ? all : sequences_of<Product>(team, args.seq, layer.times(d, c));
     const Range mine = by_unit ? team.part(H, Product::kUnit) : Range{0, H};
     const Own<T> dh(z.dh, args.seq.B, 1, mine, team), carry(z.carry, args.seq.B, 1, mine, team);
     const Gradients here = z.da[c.index % 2];
@@ -109,12 +110,11 @@ class Backward {
                          g > 0 ? Into::add : Into::assign, d, team);
     };
     if (keeps_sequences(layer, team)) {
-      const Part own = sequences_of<Product>(team, args.seq);
-      for (int64_t s = steps.begin; s < steps.end; ++s)
-        if (const int64_t count = own.count(layer.active(d, s)); count > 0) {
-          const int64_t row = layer.first_row(d, s) + own.first;
-          product_of(dx(layer.l) + row * N, own.step * N, da.at(row - rows.begin).every(own.step), count, {0, N});
-        }
+      const Range sequences = sequences_of<Product>(team, args.seq, layer.times(d, c));
+      for (int64_t s = steps.begin; s < steps.end; ++s) {
+        const int64_t row = layer.first_row(d, s) + sequences.begin;
+        product_of(dx(layer.l) + row * N, N, da.at(row - rows.begin), sequences.below(layer.active(d, s)).size(), {0, N});
+      }
       return;
     }
     // A worker keeps its part of W_ih in its own cache, or else all of it.
@@ -153,7 +153,7 @@ class Backward {
   // batch; panels that are narrow are read too often. Of two directions a worker may have other sequences in each.
   bool keeps_sequences(const L& layer, const Team& team) const {
     const bool panels = weights.W_ih(layer, 0, 0).is_packed || layer.inputs() % Product::kWidth == 0;
-    return Product::kAnyRows && !kNarrowPanels && panels && args.plan.split == Split::batch && args.shape.D == 1 &&
+    return Product::kSequenceUnit == 1 && !kNarrowPanels && panels && args.plan.split == Split::batch && args.shape.D == 1 &&
            args.seq.R >= 2 * Product::kRowUnit * team.size * args.seq.T;
   }
 
@@ -180,16 +180,15 @@ class Backward {
   }
 
   void step(const L& layer, int64_t d, int64_t s, const Gradients& da, const Gradients& da_next, const Own<T>& dh,
-            const Own<T>& carry, const Part& sequences, Range units, const Team& team) {
+            const Own<T>& carry, Range sequences, Range units, const Team& team) {
     const Direction& z = direction[d];
     const int64_t active = layer.active(d, s), next = layer.active(d, s + 1);
     const int64_t row = layer.first_row(d, s), ld = layer.outputs();
-    const int64_t rows = sequences.count(active);
-    const int64_t going_on = smaller(rows, sequences.count(next));  // of these, those that have a later step
-    const int64_t b = sequences.first, every = sequences.step;
+    const Range now = sequences.below(active);
+    const int64_t b = now.begin, going_on = now.below(next).size();  // those that have a later step
     // Sequences that began at step s + 1 have nothing before it but h_0.
     if (next > active) initial_gradients(layer, d, da_next, {active, next}, carry, sequences, units, team);
-    if (rows == 0) return;
+    if (now.size() == 0) return;
 
     const bool last_layer = layer.l == args.shape.L - 1;
     const S* dy = last_layer && args.dy ? static_cast<const S*>(args.dy) + row * ld + d * P : nullptr;
@@ -198,8 +197,7 @@ class Backward {
     if (mask) mask += row * ld + d * P;
     // dy_t and what comes back through W_hh, for a group of units.
     const auto output_gradient = [&](T* out, int64_t ldo, Range group) {
-      for (int64_t i = 0; i < rows; ++i) {
-        const int64_t b = sequences[i];
+      for (int64_t b = now.begin; b < now.end; ++b) {
         const S* dh_n = b >= next ? layer.state(static_cast<const S*>(args.dh_n), d, b, P) : nullptr;
         for (int64_t j = group.begin; j < group.end; j += kLane) {
           Vec<T> dh{};
@@ -213,33 +211,31 @@ class Backward {
         }
       }
       for (int g = 0; g < G && going_on > 0; ++g)
-        weights.multiply(out + b * ldo, every * ldo, da_next.at(b, cell.hidden_columns[g] * Hk).every(every), going_on,
+        weights.multiply(out + b * ldo, ldo, da_next.at(b, cell.hidden_columns[g] * Hk), going_on,
                          weights.W_hh(layer, d, g), group, Into::add, d, team);
     };
     const bool projected = args.shape.projected;
     if (projected) {
       output_gradient(z.dh_t, ldp, {0, P});
-      for (int64_t i = 0; i < rows; ++i)
-        for (int64_t j = 0, b = sequences[i]; j < P; j += kLane)
-          da.write(b, C * Hk + j, load(z.dh_t + b * ldp + j, P - j));
-      weights.multiply(dh.at + b * dh.row, every * dh.row, da.at(b, C * Hk).every(every), rows, weights.W_hr(layer, d),
-                       units, Into::assign, d, team);
+      for (int64_t b = now.begin; b < now.end; ++b)
+        for (int64_t j = 0; j < P; j += kLane) da.write(b, C * Hk + j, load(z.dh_t + b * ldp + j, P - j));
+      weights.multiply(dh.at + b * dh.row, dh.row, da.at(b, C * Hk), now.size(), weights.W_hr(layer, d), units,
+                       Into::assign, d, team);
     }
     const Groups<Product> groups{units, going_on == 1 ? Product::kSingle : 1};
     for (int64_t i = 0, count = groups.count(); i < count; ++i) {
       // To and fro: what the last step used last of W_hh is still in the cache.
       const Range group = groups[s % 2 == 1 ? count - 1 - i : i];
       if (!projected) output_gradient(dh.at, dh.row, group);
-      (this->*cell.update)(layer, d, row, da, dh, carry, sequences, rows, next, group.begin, group.end);
+      (this->*cell.update)(layer, d, row, da, dh, carry, now, next, group.begin, group.end);
     }
   }
 
-  // The cell: da of the first `rows` of a worker's sequences, and of some units, from dh. The sequences before `next` have
-  // a later step. All that it needs is in variables of its own, or else it would be read again after every store.
+  // The cell: da of some sequences and units from dh. The sequences before `next` have a later step. All that it needs is
+  // in variables of its own, or else it would be read again after every store.
   template <class Cell>
   __attribute__((flatten)) void update(const L& layer, int64_t d, int64_t row, Gradients da, Own<T> dh_t, Own<T> carries,
-                                       const Part& sequences, int64_t rows, int64_t next, int64_t begin,
-                                       int64_t end) const {
+                                       Range sequences, int64_t next, int64_t begin, int64_t end) const {
     constexpr int C = Cell::columns;
     const bool projected = args.shape.projected;
     const int64_t H = this->H, Hk = this->Hk, ldt = (Cell::tape + projected) * H;
@@ -247,7 +243,7 @@ class Backward {
     const S* const out = projected ? tape + Cell::tape * H : output<S>(args, layer.l) + row * layer.outputs() + d * P;
     const int64_t ld_out = projected ? ldt : layer.outputs();
     const S* const dc_n = layer.state(static_cast<const S*>(args.dc_n), d, 0, H);
-    in_packs<T, kTogether<Cell>>(sequences, rows, begin, end, [&](auto at) {
+    in_packs<T, kTogether<Cell>>(sequences, begin, end, [&](auto at) {
       constexpr int N = at.vectors;
       using V = Pack<T, N>;
       V tape_t[Cell::tape + 1 /* never none */], da_t[C], dh = load_pack(at, dh_t.at, dh_t.row), carry{};
@@ -269,21 +265,20 @@ class Backward {
 
   // Gradients of the initial states of the sequences in `which` that are this worker's; da is that of their first step.
   void initial_gradients(const L& layer, int64_t d, const Gradients& da, Range which, const Own<T>& carries,
-                         const Part& sequences, Range units, const Team& team) {
-    const Part rows = sequences.from(which.begin);
-    const int64_t count = rows.count(which.end), first = rows.first, every = rows.step;
+                         Range sequences, Range units, const Team& team) {
+    const Range both = sequences.from(which.begin).below(which.end);
+    const int64_t first = both.begin, count = both.size();
     if (count == 0) return;
     T* dh_0 = layer.state(static_cast<T*>(args.dh_0), d, first, P);
     for (int g = 0; g < G && dh_0; ++g)
-      weights.multiply(dh_0, every * P, da.at(first, cell.hidden_columns[g] * Hk).every(every), count,
-                       weights.W_hh(layer, d, g), args.shape.projected ? Range{0, P} : units,
-                       g > 0 ? Into::add : Into::assign, d, team);
+      weights.multiply(dh_0, P, da.at(first, cell.hidden_columns[g] * Hk), count, weights.W_hh(layer, d, g),
+                       args.shape.projected ? Range{0, P} : units, g > 0 ? Into::add : Into::assign, d, team);
     T* target = cell.carry == Carry::cell ? layer.state(static_cast<T*>(args.dc_0), d, first, H) : dh_0;
     if (cell.carry == Carry::none || !target) return;
     for (int64_t i = 0; i < count; ++i)
       for (int64_t j = units.begin; j < units.end; j += kLane) {
-        const Vec<T> carry = load(carries.at + rows[i] * carries.row + j);
-        T* p = target + i * every * H + j;
+        const Vec<T> carry = load(carries.at + (first + i) * carries.row + j);
+        T* p = target + i * H + j;
         store(p, cell.carry == Carry::cell ? carry : load(p, H - j) + carry, H - j);
       }
   }

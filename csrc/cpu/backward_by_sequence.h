@@ -49,9 +49,8 @@ class BySequence<T, BackwardArgs> {
     for (int64_t l = args.shape.L - 1; l >= 0; --l)
       for (int64_t d = 0; d < args.shape.D; ++d) {
         const L layer{args, l};
-        for (int64_t m = 0; m < mine.count(mine.end); ++m) {
-          const int64_t i = mine[m], first = blocks.count() * i / partial_sums;
-          const int64_t end = blocks.count() * (i + 1) / partial_sums;
+        for (int64_t i = mine.first; i < mine.end; i += mine.step) {
+          const int64_t first = blocks.count() * i / partial_sums, end = blocks.count() * (i + 1) / partial_sums;
           if (args.gradients) sum = Partial(partial + i * partial_size, G * H, layer.inputs(), H);
           for (int64_t j = 0; j < C * H * kLane; ++j) da_sum[j] = 0;
           for (int64_t block = first; block < end; ++block) run_block(layer, d, block * kLane, block == first);

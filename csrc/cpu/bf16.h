@@ -126,7 +126,6 @@ inline void product(float* C, int64_t ldc, const SplitRows<1>& A, int64_t M, con
 // See FmaProduct. States and weights are as they are stored; gradients beside them are rounded, as torch's are.
 struct Bf16Product : PartsProduct<1, 1> {
   struct Use {};
-  static constexpr bool kAnyRows = true;
   static constexpr int64_t kSingle = kPairSingle, kRowUnit = kPairRows, kSequenceUnit = 1;
   static constexpr int64_t kRightBytes = 512 * 1024, kLeftRows = kPairRows;
 };

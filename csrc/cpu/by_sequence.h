@@ -72,6 +72,11 @@ inline int gates_in_one_column(const CellFacts& cell) {
   return g;
 }
 
+// Every `step`-th block from `first` to before `end`.
+struct Part {
+  int64_t first, step, end;
+};
+
 // What both passes know of a call. Of a packed batch a block may have fewer sequences at a step than lanes: the longest come
 // first, so that those that take part are its first ones. Args is ForwardArgs or BackwardArgs.
 template <class T, class Args>

@@ -5,8 +5,8 @@
 //   a += W_hh h_{t-1},  h_t = cell(a),  with a projection  h_t = W_hr cell(a).
 //
 // Product says how to multiply (product.h, amx.h, bf16.h) and what operands look like: States, left sides that the loop
-// writes row by row. Team is a worker among the others (team.h); Range, Part and Own are the sequences or units that it
-// has, and where its numbers lie (team.h, shares.h). Layer and Chunk: rows, steps and weights of one layer (layer.h).
+// writes row by row. Team is a worker among the others, Range the sequences or units that it has (team.h); Own tells
+// where its numbers lie (shares.h). Layer and Chunk: rows, steps and weights of one layer (layer.h).
 // in_packs hands the cell a few vectors of units at a time (pack.h).
 
 template <class S, class Product>
@@ -35,8 +35,7 @@ class Forward {
 
   // What the loops know of a cell: its constants, and what it does of a step.
   struct CellOf : CellFacts {
-    void (Forward::*update)(const L&, int64_t, int64_t, Own<T>, Own<T>, States, States, const Part&, int64_t, int64_t,
-                            int64_t) const;
+    void (Forward::*update)(const L&, int64_t, int64_t, Own<T>, Own<T>, States, States, Range, int64_t, int64_t) const;
   };
   template <class Cell>
   static consteval CellOf cell_of() {
@@ -123,7 +122,8 @@ class Forward {
   void loop(const L& layer, int64_t d, Chunk c, const Team& team) {
     const Direction& z = direction[d];
     const bool by_unit = args.plan.split == Split::hidden;
-    const Part sequences = by_unit ? Part{0, 1, args.seq.B} : sequences_of<Product>(team, args.seq);
+    const Range all{0, args.seq.B};
+    const Range sequences = by_unit ? all : sequences_of<Product>(team, args.seq, layer.times(d, c));
     const Range mine = by_unit ? team.part(H, weights.unit()) : Range{0, H};
     const int64_t first = layer.rows(d, c).begin;
     const Own<T> a(z.a[c.index % 2], chunk_rows, C, mine, team), cell_states(z.c, args.seq.B, 1, mine, team);
@@ -134,9 +134,9 @@ class Forward {
     for (int64_t s = c.begin; s < c.end; ++s) {
       const int64_t row = layer.first_row(d, s);
       const int64_t active = layer.active(d, s), next = layer.active(d, s + 1);
-      step(layer, d, row, a.from(row - first), cell_states, z.h[s % 2], z.h[(s + 1) % 2], sequences, active, mine, s % 2 == 1,
-           team);
-      if (args.shape.projected) step_projection(layer, d, row, z.h[(s + 1) % 2], sequences, active, team);
+      const Range now = sequences.below(active);
+      step(layer, d, row, a.from(row - first), cell_states, z.h[s % 2], z.h[(s + 1) % 2], now, mine, s % 2 == 1, team);
+      if (args.shape.projected) step_projection(layer, d, row, z.h[(s + 1) % 2], now, team);
       finish(layer, d, {next, active}, z.h[(s + 1) % 2], cell_states, sequences, mine);
       begin(layer, d, {active, next}, z.h[(s + 1) % 2], cell_states, sequences, mine);
       if (by_unit) team.wait();
@@ -193,8 +193,8 @@ class Forward {
 
   // Step of a worker's active sequences and some units; `row` is that of sequence 0.
   void step(const L& layer, int64_t d, int64_t row, const Own<T>& a, const Own<T>& cell_states, const States& h,
-            const States& h_next, const Part& sequences, int64_t active, Range units, bool last_first, const Team& team) {
-    const int64_t rows = sequences.count(active), b = sequences.first, every = sequences.step;
+            const States& h_next, Range sequences, Range units, bool last_first, const Team& team) {
+    const int64_t rows = sequences.size();
     if (rows == 0) return;
     const Groups<Product> groups{units, rows == 1 ? Product::kSingle : 1};
     for (int64_t i = 0, count = groups.count(); i < count; ++i) {
@@ -202,20 +202,18 @@ class Forward {
       const Range group = groups[last_first ? count - 1 - i : i];
       for (int turn = 0; turn < G; ++turn) {
         const int g = last_first ? G - 1 - turn : turn;
-        T* sum = a.at + b * a.row + cell.hidden_columns[g] * a.column;
-        weights.multiply(sum, every * a.row, h.at(b).every(every), rows, weights.W_hh(layer, d, g), group, Into::add, d,
-                         team);
+        T* sum = a.at + sequences.begin * a.row + cell.hidden_columns[g] * a.column;
+        weights.multiply(sum, a.row, h.at(sequences.begin), rows, weights.W_hh(layer, d, g), group, Into::add, d, team);
       }
-      (this->*cell.update)(layer, d, row, a, cell_states, h, h_next, sequences, rows, group.begin, group.end);
+      (this->*cell.update)(layer, d, row, a, cell_states, h, h_next, sequences, group.begin, group.end);
     }
   }
 
-  // The cell: h_t of the first `rows` of a worker's sequences, and of some units, from their pre-activations. All that it
-  // needs is in variables of its own, or else it would be read again after every store.
+  // The cell: h_t of some sequences and units from their pre-activations. All that it needs is in variables of its own, or
+  // else it would be read again after every store.
   template <class Cell>
   __attribute__((flatten)) void update(const L& layer, int64_t d, int64_t row, Own<T> a, Own<T> cell_states, States h,
-                                       States h_next, const Part& sequences, int64_t rows, int64_t begin,
-                                       int64_t end) const {
+                                       States h_next, Range sequences, int64_t begin, int64_t end) const {
     constexpr int C = Cell::columns;
     const bool projected = args.shape.projected, streams_y = this->streams_y, streams_tape = this->streams_tape;
     const int64_t H = this->H, ldy = layer.outputs();
@@ -223,7 +221,7 @@ class Forward {
     S* const y = output<S>(args, layer.l) + row * ldy + d * P;
     S* const tape = layer.tape(static_cast<S*>(args.tape), d, row, Cell::tape + projected);
     const Unrounded out_t = direction[d].out;
-    in_packs<T, kTogether<Cell>>(sequences, rows, begin, end, [&](auto at) {
+    in_packs<T, kTogether<Cell>>(sequences, begin, end, [&](auto at) {
       constexpr int N = at.vectors;
       using V = Pack<T, N>;
       V in[C], tape_t[Cell::tape + 1 /* never none */], h_before{}, c{};
@@ -251,16 +249,14 @@ class Forward {
   }
 
   // h_t = W_hr out of the same sequences.
-  void step_projection(const L& layer, int64_t d, int64_t row, const States& h, const Part& sequences, int64_t active,
-                       const Team& team) {
+  void step_projection(const L& layer, int64_t d, int64_t row, const States& h, Range sequences, const Team& team) {
     const Direction& z = direction[d];
-    const int64_t rows = sequences.count(active), first = sequences.first, every = sequences.step;
-    weights.multiply(z.projected + first * ldh, every * ldh, z.out.at(first).every(every), rows,
+    weights.multiply(z.projected + sequences.begin * ldh, ldh, z.out.at(sequences.begin), sequences.size(),
                      weights.W_hr(layer, d), {0, P}, Into::assign, d, team);
     const int64_t ldy = layer.outputs();
     S* y = output<S>(args, layer.l) + row * ldy + d * P;
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0, b = sequences[i]; j < P; j += kLane) {
+    for (int64_t b = sequences.begin; b < sequences.end; ++b)
+      for (int64_t j = 0; j < P; j += kLane) {
         // Beside a product's results there may be anything.
         const Vec<T> v = as_stored<S>(load(z.projected + b * ldh + j, P - j));
         h.write(b, j, v);
@@ -277,7 +273,7 @@ class Forward {
   }
 
   // The initial state of the sequences in `which` that are this worker's.
-  void begin(const L& layer, int64_t d, Range which, const States& h, const Own<T>& cell_states, const Part& sequences,
+  void begin(const L& layer, int64_t d, Range which, const States& h, const Own<T>& cell_states, Range sequences,
              Range units) {
     for_vectors(which, sequences, units, P, [&](int64_t b, int64_t j) {
       const S* h_0 = layer.h_0(d, b);
@@ -291,7 +287,7 @@ class Forward {
   }
 
   // The sequences in `which` have had their last step: their state is the final one.
-  void finish(const L& layer, int64_t d, Range which, const States& h, const Own<T>& cell_states, const Part& sequences,
+  void finish(const L& layer, int64_t d, Range which, const States& h, const Own<T>& cell_states, Range sequences,
               Range units) {
     for_vectors(which, sequences, units, P, [&](int64_t b, int64_t j) {
       store(layer.state(static_cast<S*>(args.h_n), d, b, P) + j, h.read(b, j), P - j);
@@ -303,13 +299,12 @@ class Forward {
   }
 
   template <class Do>
-  void for_vectors(Range which, const Part& sequences, Range units, int64_t width, Do act) {
-    const Part rows = sequences.from(which.begin);
-    const int64_t count = rows.count(which.end);
+  void for_vectors(Range which, Range sequences, Range units, int64_t width, Do act) {
+    const Range both = sequences.from(which.begin).below(which.end);
     // A projection may be wider than the cell; then the units are not split.
     const int64_t last = args.shape.projected ? width : units.end;
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t j = units.begin; j < last; j += kLane) act(rows[i], j);
+    for (int64_t b = both.begin; b < both.end; ++b)
+      for (int64_t j = units.begin; j < last; j += kLane) act(b, j);
   }
 
   const ForwardArgs& args;

@@ -38,7 +38,7 @@ class BySequence<T, ForwardArgs> {
       for (int64_t d = 0; d < args.shape.D; ++d) {
         const L layer{args, l};
         sum_biases<T>(cell, bias, H, args.shape, layer.weights(d));
-        for (int64_t i = 0; i < mine.count(mine.end); ++i) run_block(layer, d, mine[i] * kLane);
+        for (int64_t i = mine.first; i < mine.end; i += mine.step) run_block(layer, d, i * kLane);
       }
   }
 

@@ -106,10 +106,13 @@ struct Layer {
   int64_t active(int64_t d, int64_t s) const { return args.seq.active(d, s); }
   int64_t first_row(int64_t d, int64_t s) const { return args.seq.first_row(d, s); }
 
-  // The rows of a chunk are neighbours in both directions.
+  // When the steps of a chunk are, and their rows: neighbours in both directions.
+  Range times(int64_t d, Chunk c) const {
+    return d == 0 ? Range{c.begin, c.end} : Range{args.seq.T - c.end, args.seq.T - c.begin};
+  }
   Range rows(int64_t d, Chunk c) const {
-    const int64_t first = d == 0 ? c.begin : c.end - 1, last = d == 0 ? c.end - 1 : c.begin;
-    return {first_row(d, first), first_row(d, last) + active(d, last)};
+    const Range t = times(d, c);
+    return {args.seq.first_row_at(t.begin), args.seq.first_row_at(t.end)};
   }
 
   // State of sequence b in `states` [L*D, B, width], width P for h and H for c; null where there are none.

@@ -70,13 +70,13 @@ inline Pack<T, N> fma(const Pack<T, N>& a, const B& b, const C& c) {
   return pack_of<T, N>([&](int i) { return fma(a.v[i], nth<T>(b, i), nth<T>(c, i)); });
 }
 
-// Where the vectors of a pack lie in rows of units: W side by side in each of N / W rows, the first at row b and unit j,
-// the rows `step` apart. Unless they are whole vectors, the units end at `end`.
+// Where the vectors of a pack lie in rows of units: W side by side in each of N / W rows, the first at row b and unit j.
+// Unless they are whole vectors, the units end at `end`.
 template <class T, int N, int W, bool kWhole>
 struct Place {
   static constexpr int vectors = N;
-  int64_t b, step, j, end;
-  int64_t row(int i) const { return b + i / W * step; }
+  int64_t b, j, end;
+  int64_t row(int i) const { return b + i / W; }
   int64_t unit(int i) const { return j + i % W * kLanes<T>; }
   int64_t left(int i) const { return kWhole ? kLanes<T> : end - unit(i); }
 };
@@ -94,19 +94,19 @@ inline Pack<T, N> load_pack(const Place<T, N, W, kWhole>& at, const S* p, int64_
   return pack_of<T, N>([&](int i) { return load(p + at.row(i) * ld + at.unit(i), at.left(i)); });
 }
 
-// Calls act(Place) until the first `count` of `rows` and every unit of [begin, end) have been in a pack: N vectors of a row
-// while there are so many, and of what is left of the units one vector of each of N rows.
+// Calls act(Place) until all rows and every unit of [begin, end) have been in a pack: N vectors of a row while there are so
+// many, and of what is left of the units one vector of each of N rows.
 template <class T, int N, class Act>
-inline void in_packs(const Part& rows, int64_t count, int64_t begin, int64_t end, Act act) {
+inline void in_packs(Range rows, int64_t begin, int64_t end, Act act) {
   constexpr int64_t kLane = kLanes<T>;
   const int64_t packs_end = begin + (end - begin) / (N * kLane) * (N * kLane);
-  for (int64_t r = 0; r < count; ++r)
-    for (int64_t j = begin; j < packs_end; j += N * kLane) act(Place<T, N, N, true>{rows[r], rows.step, j, end});
+  for (int64_t r = rows.begin; r < rows.end; ++r)
+    for (int64_t j = begin; j < packs_end; j += N * kLane) act(Place<T, N, N, true>{r, j, end});
   for (int64_t j = packs_end; j < end; j += kLane) {
     const auto vectors_of_rows = [&](auto whole) {
-      int64_t r = 0;
-      for (; r + N <= count; r += N) act(Place<T, N, 1, whole>{rows[r], rows.step, j, end});
-      for (; r < count; ++r) act(Place<T, 1, 1, whole>{rows[r], rows.step, j, end});
+      int64_t r = rows.begin;
+      for (; r + N <= rows.end; r += N) act(Place<T, N, 1, whole>{r, j, end});
+      for (; r < rows.end; ++r) act(Place<T, 1, 1, whole>{r, j, end});
     };
     if (j + kLane <= end)
       vectors_of_rows(True{});

@@ -46,7 +46,6 @@ struct SplitRows {
   static SplitRows of(void* memory, int64_t K) { return {static_cast<uint16_t*>(memory), stride(K), width(K)}; }
 
   SplitRows at(int64_t row, int64_t k = 0) const { return {data + row * ld + k, ld, part}; }
-  SplitRows every(int64_t step) const { return {data, ld * step, part}; }
   VecF read(int64_t row, int64_t k) const {
     __m512i parts[kParts];
     for (int i = 0; i < kParts; ++i)

@@ -42,7 +42,6 @@ struct Rows {
   static Rows of(void* memory, int64_t K) { return {static_cast<T*>(memory), padded_stride<T>(K)}; }
 
   Rows at(int64_t row, int64_t k = 0) const { return {data + row * ld + k, ld}; }
-  Rows every(int64_t step) const { return {data, ld * step}; }
   Vec<T> read(int64_t row, int64_t k) const { return load(data + row * ld + k); }
   void write(int64_t row, int64_t k, Vec<T> v) const { store(data + row * ld + k, v); }
 };
@@ -284,7 +283,6 @@ struct FmaProduct {
   using Right = Panels<T>;            // weights; and input or states, as the right side of a weight gradient
   using Transposed = TransposedRows<T>;  // da as the left side of a weight gradient
   static constexpr bool kOnFloats = true;  // operands are plain numbers: they may be used where and as they lie
-  static constexpr bool kAnyRows = true;   // rows of a left operand may be any distance apart
   static constexpr int64_t kWidth = kPanelWidth<T>, kSingle = kSinglePanels;
   static constexpr int64_t kRowUnit = kTileRows, kUnit = kLanes<T>;  // rows and columns that workers share out
   static constexpr int64_t kSequenceUnit = 1;  // and sequences, where shares are unequal

@@ -32,15 +32,29 @@ struct Roles {
   }
 };
 
-// Where sequences are split among workers. A packed batch is dealt out in turn: its sequences end at different steps, the
-// longest first, and at every step each worker should have as many as the others. Where there are tiles to fill, unequal
-// shares are whole ones, and of less than two a worker equal.
+// The sequences of a worker at some steps, where they are split among workers. Those of a packed batch end at different
+// steps, the longest first: there each worker has as many rows of these steps as the others. Where there are tiles to fill,
+// unequal shares are whole ones, and of less than two a worker equal.
 template <class Product>
-Part sequences_of(const Team& team, const Sequences& seq) {
-  if (seq.batch_sizes && Product::kAnyRows) return {team.rank, team.size, seq.B};
+Range sequences_of(const Team& team, const Sequences& seq, Range times) {
   const bool equal = !team.paces || seq.B < 2 * Product::kSequenceUnit * team.size;
-  const Range part = equal ? Team{team.rank, team.size}.part(seq.B) : team.part(seq.B, Product::kSequenceUnit);
-  return {part.begin, 1, part.end};
+  const int64_t unit = equal ? 1 : Product::kSequenceUnit;
+  const Team shares{team.rank, team.size, nullptr, equal ? nullptr : team.paces};
+  if (!seq.batch_sizes || team.size == 1) return shares.part(seq.B, unit);
+  // The least number of sequences that have so many rows, in whole units.
+  const auto with_rows = [&](int64_t wanted) {
+    Range among{0, seq.B};
+    while (among.size() > 0) {
+      const int64_t middle = (among.begin + among.end) / 2;
+      int64_t rows = 0;
+      for (int64_t t = times.begin; t < times.end; ++t) rows += smaller(middle, seq.batch_sizes[t]);
+      if (rows < wanted) among.begin = middle + 1;
+      else among.end = middle;
+    }
+    return smaller((among.begin + unit / 2) / unit * unit, seq.B);
+  };
+  const Range rows = shares.part(seq.first_rows[times.end] - seq.first_rows[times.begin]);
+  return {with_rows(rows.begin), team.rank + 1 == team.size ? seq.B : with_rows(rows.end)};
 }
 
 // Shares of a batch split that follow how long each worker took for its last one: cores differ, and others may be at work

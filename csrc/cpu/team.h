@@ -63,20 +63,10 @@ struct Barrier {
 struct Range {
   long begin, end;
   RNN_EXT_INLINE long size() const { return end - begin; }
-};
 
-// Every `step`-th of the numbers from `first` to before `end`.
-struct Part {
-  long first, step, end;
-
-  RNN_EXT_INLINE long operator[](long i) const { return first + i * step; }
-  // How many of them are below n.
-  RNN_EXT_INLINE long count(long n) const {
-    const long last = n < end ? n : end;
-    return last > first ? (last - first + step - 1) / step : 0;
-  }
-  // Those from n on.
-  RNN_EXT_INLINE Part from(long n) const { return {(*this)[count(n)], step, end}; }
+  // Those below n, and those from n on.
+  RNN_EXT_INLINE Range below(long n) const { return {begin, n < begin ? begin : n < end ? n : end}; }
+  RNN_EXT_INLINE Range from(long n) const { return {below(n).end, end}; }
 };
 
 // How a worker gets on, where shares follow that (Balance in shares.h); in a cache line of its own.
