@@ -23,6 +23,8 @@ class Forward {
     T* a[2];      // [rows of a chunk, C, Hp]: pre-activations, of this chunk and of the next one (Own)
     States h[2];  // [B, P]: states before and after a step
     T* c;         // [B, Hp]: cell state (Own)
+    States kept_h;  // where sequences are split, both between two chunks
+    T* kept_c;
     Unrounded out;  // [B, H]: output of the cell before the projection
     T* projected;  // [B, Pp]: and behind it
     char* input;  // [workers, input_rows, I]: the input where it does not lie as the product needs it
@@ -46,24 +48,29 @@ class Forward {
   Forward(const ForwardArgs& args, const CellOf& cell, int64_t set = 0)
       : args(args), cell(cell), G(cell.gates), C(cell.columns), has_c(cell.carry == Carry::cell), H(args.shape.H),
         P(args.shape.P), Hp(round_up(H, kLane)), by_layer(args.plan.split == Split::layer),
+        by_batch(args.plan.split == Split::batch), by_unit(args.plan.split == Split::hidden),
         workspace{static_cast<char*>(args.workspace), set, by_layer ? args.shape.L : 1},
         weights(args, cell, workspace, workers(), set) {
     const Shape& s = args.shape;
     chunk_rows = smaller(args.plan.forward_steps, args.seq.T) * args.seq.B;
     ldh = padded_stride<T>(round_up(P, kLane));
-    input_rows = smaller(chunk_rows, Product::kInputRows);
+    const int64_t workers_of_chunk = by_batch ? args.plan.threads : 1;
+    const int64_t part = (chunk_rows + workers_of_chunk - 1) / workers_of_chunk;
+    input_rows = smaller(round_up(part, Product::kRowUnit), Product::kInputRows);
     input_bytes = copies_inputs() ? round_up(States::bytes(input_rows, widest_input(s)), 64) : 0;
     const int64_t row_bytes = args.seq.R * s.D * int64_t(sizeof(S));
     streams_y = row_bytes * P > kStreamedOutput;
     streams_tape = row_bytes * s.L * (cell.tape + s.projected) * H > kStreamedTape;
-    const bool ahead = !by_layer && Chunks{args.seq.T, args.plan.forward_steps}.count() > 1;
+    const bool ahead = !by_layer && !by_batch && Chunks{args.seq.T, args.plan.forward_steps}.count() > 1;
     Workspace& w = workspace;
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];
       z.a[0] = w.take<T>(Own<T>::size(chunk_rows, C, Hp, args.plan));
       z.a[1] = ahead ? w.take<T>(Own<T>::size(chunk_rows, C, Hp, args.plan)) : z.a[0];
-      for (States& h : z.h) h = States::of(w.take<char>(States::bytes(args.seq.B, P)), P);
+      for (States& h : z.h) h = States::of(w.take<char>(States::bytes(state_rows(), P)), P);
       z.c = w.take<T>(has_c ? Own<T>::size(args.seq.B, 1, Hp, args.plan) : 0);
+      z.kept_h = States::of(w.take<char>(States::bytes(by_batch ? args.seq.B : 0, P)), P);
+      z.kept_c = w.take<T>(has_c && by_batch ? Own<T>::size(args.seq.B, 1, Hp, args.plan) : 0);
       z.out = Unrounded::of(w.take<char>(s.projected ? Unrounded::bytes(args.seq.B, H) : 0), H);
       z.projected = w.take<T>(s.projected ? args.seq.B * ldh : 0);
       z.input = w.take<char>(workers() * input_bytes);
@@ -87,65 +94,84 @@ class Forward {
     weights.prepare(layer, team);
     for (int64_t d = 0; d < args.shape.D; ++d) {
       const Direction& z = direction[d];
-      for (const States& h : z.h) clear_behind(h, P, team);
-      if (args.shape.projected) clear_behind(z.out, H, team);
+      for (const States& h : z.h) clear_behind(h, P, state_rows(), team);
+      if (args.shape.projected) clear_behind(z.out, H, args.seq.B, team);
     }
   }
 
-  // a = W_ih x + b for the rows of a chunk.
-  void project_input(const L& layer, Chunk c, const Team& team) {
-    const Roles roles(team, args.plan, args.shape.D);
-    for (int64_t d = 0; d < args.shape.D; ++d) {
-      const Direction& z = direction[d];
-      const Range all = layer.rows(d, c);
-      const bool by_unit = args.plan.split == Split::hidden;  // a worker then keeps its part of W_ih in its own cache
-      const Range mine = by_unit ? Range{0, all.size()} : team.part(all.size(), Product::kRowUnit);
-      const Range units = by_unit ? roles.units(d, H, weights.unit()) : Range{0, H};
-      if (units.size() == 0) continue;
-      const Own<T> all_a(z.a[c.index % 2], chunk_rows, C, units, roles.loop);
-      for (int64_t begin = mine.begin; begin < mine.end; begin += Product::kInputRows) {
-        const Range rows{begin, begin + smaller(Product::kInputRows, mine.end - begin)};
-        const Own<T> a = all_a.from(rows.begin);
-        for (int64_t r = 0; r < rows.size(); ++r)
-          for (int i = weights.packed() ? G : 0; i < C; ++i)  // the columns that the products do not begin
-            for (int64_t j = units.begin; j < units.end; j += kLane)
-              store(a.at + r * a.row + i * a.column + j, load(weights.bias(d, i) + j));
-        const States x = input(layer, z, {all.begin + rows.begin, all.begin + rows.end}, team);
-        for (int g = 0; g < G; ++g)
-          weights.multiply(a.at + g * a.column, a.row, x, rows.size(), weights.W_ih(layer, d, g), units,
-                           weights.packed() ? Into::assign : Into::add, d, team, weights.bias(d, g));
-      }
+  // a = W_ih x + b for a worker's part of the rows of a chunk: where sequences are split those of its loop; where units are,
+  // all rows for its units, so that its part of W_ih stays in its own cache.
+  void project_input(const L& layer, int64_t d, Chunk c, const Team& team) {
+    const S** const rows = direction[d].rows + team.rank * chunk_rows;
+    if (by_batch) {
+      const Range times = layer.times(d, c), sequences = sequences_of<Product>(team, args.seq, times);
+      layer.input_rows(output_below(layer), sequences, times, rows);
+      const Own<T> a = a_of(layer, d, c, sequences, {0, H}, team);
+      return project_rows(layer, d, rows, layer.count_rows(sequences, times), a, {0, H}, team);
     }
+    const Roles roles(team, args.plan, args.shape.D);
+    const Range units = by_unit ? roles.units(d, H, weights.unit()) : Range{0, H};
+    if (units.size() == 0) return;
+    const Range all = layer.rows(d, c);
+    const Range mine = by_unit ? Range{0, all.size()} : team.part(all.size(), Product::kRowUnit);
+    layer.input_rows(output_below(layer), {all.begin + mine.begin, all.begin + mine.end}, rows);
+    const Own<T> a = a_of(layer, d, c, {0, args.seq.B}, units, roles.loop).from(mine.begin);
+    project_rows(layer, d, rows, mine.size(), a, units, team);
   }
 
   // The steps of a chunk.
   void loop(const L& layer, int64_t d, Chunk c, const Team& team) {
     const Direction& z = direction[d];
-    const bool by_unit = args.plan.split == Split::hidden;
-    const Range all{0, args.seq.B};
-    const Range sequences = by_unit ? all : sequences_of<Product>(team, args.seq, layer.times(d, c));
+    const Range times = layer.times(d, c), all{0, args.seq.B};
+    const Range sequences = by_unit ? all : sequences_of<Product>(team, args.seq, times);
     const Range mine = by_unit ? team.part(H, weights.unit()) : Range{0, H};
-    const int64_t first = layer.rows(d, c).begin;
-    const Own<T> a(z.a[c.index % 2], chunk_rows, C, mine, team), cell_states(z.c, args.seq.B, 1, mine, team);
+    const Own<T> a = a_of(layer, d, c, sequences, mine, team), kept_c(z.kept_c, args.seq.B, 1, mine, team);
+    const int64_t before = by_batch ? team.rank : 0;  // workers
+    const Own<T> cell_states = Own<T>(z.c, args.seq.B, 1, mine, team).from(0, before);
+    const States h[] = {z.h[0].at(before * rows_between()), z.h[1].at(before * rows_between())};
     if (c.begin == 0) {
-      begin(layer, d, {0, layer.active(d, 0)}, z.h[0], cell_states, sequences, mine);
+      begin(layer, d, {0, layer.active(d, 0)}, h[0], cell_states, sequences, mine);
       if (by_unit) team.wait();
+    } else if (by_batch) {
+      copy_states(sequences.below(layer.active(d, c.begin)), h[c.begin % 2], cell_states, z.kept_h, kept_c);
     }
+    int64_t first = d == 0 ? 0 : layer.count_rows(sequences, times);  // of the rows of `a`, which lie in the order of time
     for (int64_t s = c.begin; s < c.end; ++s) {
-      const int64_t row = layer.first_row(d, s);
       const int64_t active = layer.active(d, s), next = layer.active(d, s + 1);
       const Range now = sequences.below(active);
-      step(layer, d, row, a.from(row - first), cell_states, z.h[s % 2], z.h[(s + 1) % 2], now, mine, s % 2 == 1, team);
-      if (args.shape.projected) step_projection(layer, d, row, z.h[(s + 1) % 2], now, team);
-      finish(layer, d, {next, active}, z.h[(s + 1) % 2], cell_states, sequences, mine);
-      begin(layer, d, {active, next}, z.h[(s + 1) % 2], cell_states, sequences, mine);
+      if (d == 1) first -= now.size();
+      step(layer, d, layer.first_row(d, s), a.from(first - now.begin), cell_states, h[s % 2], h[(s + 1) % 2], now, mine,
+           s % 2 == 1, team);
+      if (d == 0) first += now.size();
+      if (args.shape.projected) step_projection(layer, d, layer.first_row(d, s), h[(s + 1) % 2], now, team);
+      finish(layer, d, {next, active}, h[(s + 1) % 2], cell_states, sequences, mine);
+      begin(layer, d, {active, next}, h[(s + 1) % 2], cell_states, sequences, mine);
       if (by_unit) team.wait();
     }
+    if (by_batch) copy_states(sequences.below(layer.active(d, c.end)), z.kept_h, kept_c, h[c.end % 2], cell_states);
     flush_streams();
   }
 
  private:
   int64_t workers() const { return by_layer ? 1 : args.plan.threads; }  // that use a set of buffers
+
+  // How many rows of states there are, and lie between those of two workers.
+  int64_t state_rows() const { return args.seq.B + (by_batch ? args.plan.threads * rows_between() : 0); }
+  int64_t rows_between() const { return (Own<T>::kBetween + ldh - 1) / ldh; }
+
+  // The pre-activations of a chunk, or where sequences are split of a worker's, one behind the other.
+  Own<T> a_of(const L& layer, int64_t d, Chunk c, Range sequences, Range units, const Team& loop) const {
+    const Own<T> all(direction[d].a[by_batch ? 0 : c.index % 2], chunk_rows, C, units, loop);
+    return by_batch ? all.from(layer.count_rows({0, sequences.begin}, layer.times(d, c)), loop.rank) : all;
+  }
+
+  // From chunk to chunk a worker may have other sequences.
+  void copy_states(Range sequences, const States& h, const Own<T>& c, const States& from_h, const Own<T>& from_c) const {
+    for (int64_t b = sequences.begin; b < sequences.end; ++b) {
+      h.copy(b, from_h);
+      if (has_c) c.copy(b, from_c);
+    }
+  }
 
   void take_results(const Team& team) const {
     const Shape& s = args.shape;
@@ -157,14 +183,17 @@ class Forward {
 
   // The numbers behind the K of each row, which a product reads and no step writes.
   template <class Left>
-  void clear_behind(const Left& rows, int64_t K, const Team& team) const {
-    const Range mine = team.part(args.seq.B);
+  void clear_behind(const Left& rows, int64_t K, int64_t count, const Team& team) const {
+    const Range mine = team.part(count);
     for (int64_t b = mine.begin; b < mine.end; ++b)
       for (int64_t k = round_up(K, kLane); k < Left::width(K); k += kLane) rows.write(b, k, Vec<T>{});
   }
 
-  static bool lies_as_operand(const L& layer) {
-    return kStoredAsOperand<Product, S> && !layer.mask() && layer.input_stride() > 0;
+  const S* output_below(const L& layer) const { return layer.l > 0 ? output<S>(args, layer.l - 1) : nullptr; }
+
+  // Whether the rows of an input, where a worker has all of some steps, are an operand as they lie; else they are copied.
+  bool lies_as_operand(const L& layer) const {
+    return kStoredAsOperand<Product, S> && !by_batch && !layer.mask() && layer.input_stride() > 0;
   }
   bool copies_inputs() const {
     for (int64_t l = 0; l < args.shape.L; ++l)
@@ -172,20 +201,32 @@ class Forward {
     return false;
   }
 
-  // Rows of the layer's input as an operand: in place where they already are one, else copied.
-  States input(const L& layer, const Direction& z, Range which, const Team& team) {
-    const int64_t K = layer.inputs();
-    const S* below = layer.l > 0 ? output<S>(args, layer.l - 1) : nullptr;
-    const S** rows = z.rows + team.rank * chunk_rows;
-    layer.input_rows(below, which, rows);
-    const S* mask = layer.mask();
+  // a = W_ih x + b for so many rows of x.
+  void project_rows(const L& layer, int64_t d, const S* const* rows, int64_t count, Own<T> a, Range units, const Team& team) {
+    const int64_t at_once = lies_as_operand(layer) ? Product::kInputRows : input_rows;
+    for (int64_t begin = 0; begin < count; begin += at_once) {
+      const int64_t some = smaller(at_once, count - begin);
+      const Own<T> out = a.from(begin);
+      for (int64_t r = 0; r < some; ++r)
+        for (int i = weights.packed() ? G : 0; i < C; ++i)  // the columns that the products do not begin
+          for (int64_t j = units.begin; j < units.end; j += kLane)
+            store(out.at + r * out.row + i * out.column + j, load(weights.bias(d, i) + j));
+      const States x = operand(layer, d, rows + begin, some, team);
+      for (int g = 0; g < G; ++g)
+        weights.multiply(out.at + g * out.column, out.row, x, some, weights.W_ih(layer, d, g), units,
+                         weights.packed() ? Into::assign : Into::add, d, team, weights.bias(d, g));
+    }
+  }
+  States operand(const L& layer, int64_t d, const S* const* rows, int64_t count, const Team& team) const {
     if constexpr (kStoredAsOperand<Product, S>)
       if (lies_as_operand(layer)) return {const_cast<S*>(rows[0]), layer.input_stride()};
-    const States x = States::of(z.input + team.rank * input_bytes, K);
-    for (int64_t r = 0; r < which.size(); ++r)
+    const int64_t K = layer.inputs();
+    const States x = States::of(direction[d].input + team.rank * input_bytes, K);
+    const S* const mask = layer.mask();  // its rows are as wide as those of the output below
+    for (int64_t r = 0; r < count; ++r)
       for (int64_t k = 0; k < States::width(K); k += kLane) {
         Vec<T> v = k < K ? load(rows[r] + k, K - k) : Vec<T>{};
-        if (mask && k < K) v = as_stored<S>(v * load(mask + (which.begin + r) * K + k, K - k));
+        if (mask && k < K) v = as_stored<S>(v * load(mask + (rows[r] - output_below(layer)) + k, K - k));
         x.write(r, k, v);
       }
     return x;
@@ -313,6 +354,7 @@ class Forward {
   const bool has_c;
   const int64_t H, P, Hp;
   const bool by_layer;  // one worker is on a layer, a chunk at a time
+  const bool by_batch, by_unit;  // or on some sequences of it, or on some units
   Workspace workspace;
   ForwardWeights<S, Product> weights;
   int64_t ldh, chunk_rows, input_rows, input_bytes;

@@ -115,6 +115,13 @@ struct Layer {
     return {args.seq.first_row_at(t.begin), args.seq.first_row_at(t.end)};
   }
 
+  // How many rows some sequences have at some times.
+  int64_t count_rows(Range sequences, Range times) const {
+    int64_t rows = 0;
+    for (int64_t t = times.begin; t < times.end; ++t) rows += sequences.below(args.seq.active_at(t)).size();
+    return rows;
+  }
+
   // State of sequence b in `states` [L*D, B, width], width P for h and H for c; null where there are none.
   template <class Number>
   Number* state(Number* states, int64_t d, int64_t b, int64_t width) const {
@@ -149,7 +156,17 @@ struct Layer {
     }
   }
 
-  // Their common distance in elements if they lie at equal ones, else 0.
+  // Where those of some sequences at some times lie.
+  void input_rows(const S* below, Range sequences, Range times, const S** out) const {
+    for (int64_t t = times.begin; t < times.end; ++t) {
+      const Range now = sequences.below(args.seq.active_at(t));
+      const int64_t first = args.seq.first_row_at(t);
+      input_rows(below, {first + now.begin, first + now.end}, out);
+      out += now.size();
+    }
+  }
+
+  // The common distance of all of them in elements if they lie at equal ones, else 0.
   int64_t input_stride() const {
     if (l > 0) return outputs();
     const bool equal = args.seq.batch_sizes || args.seq.B == 1 || args.x_step == args.seq.B * args.x_row;

@@ -46,6 +46,9 @@ struct SplitRows {
   static SplitRows of(void* memory, int64_t K) { return {static_cast<uint16_t*>(memory), stride(K), width(K)}; }
 
   SplitRows at(int64_t row, int64_t k = 0) const { return {data + row * ld + k, ld, part}; }
+  void copy(int64_t row, const SplitRows& from) const {
+    __builtin_memcpy(data + row * ld, from.data + row * ld, ld * sizeof(uint16_t));
+  }
   VecF read(int64_t row, int64_t k) const {
     __m512i parts[kParts];
     for (int i = 0; i < kParts; ++i)

@@ -43,6 +43,9 @@ struct Rows {
 
   Rows at(int64_t row, int64_t k = 0) const { return {data + row * ld + k, ld}; }
   Vec<T> read(int64_t row, int64_t k) const { return load(data + row * ld + k); }
+  void copy(int64_t row, const Rows& from) const {  // as it is, from rows of the same width
+    __builtin_memcpy(data + row * ld, from.data + row * ld, ld * sizeof(T));
+  }
   void write(int64_t row, int64_t k, Vec<T> v) const { store(data + row * ld + k, v); }
 };
 

@@ -110,33 +110,38 @@ Range share_of_panels(const Team& team, int g, int G, int64_t N) {
           smaller((all.end - g * count) * Product::kWidth, N)};
 }
 
-// What a worker of the time loop has, for its units, of numbers [rows, columns, Hp]: that of unit j at
-// at[row * of the row + column * of the column + j]. Where units are split, each worker's part lies in one piece: side by
-// side in a row, a core would fetch ahead, and so take away, what another one works on.
+// Numbers [rows, columns, Hp] that the time loop works on: that of unit j at at[row * of the row + column * of the column +
+// j]. What workers write at the same time lies apart: a core that reads one cache line after the other fetches some ahead,
+// and so would take away what another one works on. Where units are split, each worker's part lies in one piece; where
+// sequences are, its rows do.
 template <class T>
 struct Own {
+  static constexpr int64_t kBetween = 2048 / int64_t(sizeof(T));  // workers' rows
+
   T* at;
   int64_t row, column;
 
   Own(T* all, int64_t rows, int64_t columns, Range units, const Team& loop)
       : row(padded_stride<T>(columns * round_up(units.size(), kLanes<T>))), column(round_up(units.size(), kLanes<T>)) {
-    const int64_t before = units.begin > 0 ? columns * units.begin + loop.rank * kApart : 0;
+    const int64_t before = units.begin > 0 ? columns * units.begin + loop.rank * kPadding : 0;
     at = all + rows * before - units.begin;
   }
-  Own from(int64_t first_row) const {
+  // From row r on, behind the rows of so many workers.
+  Own from(int64_t r, int64_t workers = 0) const {
     Own later = *this;
-    later.at += first_row * row;
+    later.at += r * row + workers * kBetween;
     return later;
   }
+  void copy(int64_t r, const Own& from) const { __builtin_memcpy(at + r * row, from.at + r * row, row * sizeof(T)); }
 
   // How many numbers it takes for all workers.
   static int64_t size(int64_t rows, int64_t columns, int64_t Hp, const Plan& plan) {
-    const bool by_unit = plan.split == Split::hidden;
-    return rows * (by_unit ? columns * Hp + plan.threads * kApart : padded_stride<T>(columns * Hp));
+    if (plan.split == Split::hidden) return rows * (columns * Hp + plan.threads * kPadding);
+    return rows * padded_stride<T>(columns * Hp) + (plan.split == Split::batch ? plan.threads * kBetween : 0);
   }
 
  private:
-  static constexpr int64_t kApart = 64 / int64_t(sizeof(T));  // at least what padded_stride adds
+  static constexpr int64_t kPadding = 64 / int64_t(sizeof(T));  // at least what padded_stride adds
 };
 
 // The units that a worker has, in groups of so many panels side by side.

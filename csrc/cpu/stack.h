@@ -7,17 +7,26 @@ void run_layers(const ForwardArgs& args, const typename Pass::CellOf& cell, cons
   Balance balance(all, args.plan, pass.paces_of_workers());
   const Roles roles(balance.team, args.plan, args.shape.D);
   const Chunks chunks{args.seq.T, args.plan.forward_steps};
+  const bool own_inputs = args.plan.split == Split::batch;  // each worker's for its own loop, just before it
   for (int64_t l = 0; l < args.shape.L; ++l) {
     const typename Pass::L layer{args, l};
+    const auto project_input = [&](int64_t c, const Team& team) {
+      for (int64_t d = 0; d < args.shape.D; ++d) pass.project_input(layer, d, chunks[c], team);
+    };
     pass.prepare(layer, all);
     balance.start();
-    pass.project_input(layer, chunks[0], balance.team);
-    balance.wait();
+    if (!own_inputs) {
+      project_input(0, balance.team);
+      balance.wait();
+    }
     for (int64_t c = 0; c < chunks.count(); ++c) {
       if (roles.loop.size > 0)
-        for (int64_t i = 0; i < roles.directions; ++i)
-          pass.loop(layer, roles.first_direction + i, chunks[c], roles.loop);
-      if (c + 1 < chunks.count() && roles.products.size > 0) pass.project_input(layer, chunks[c + 1], roles.products);
+        for (int64_t i = 0; i < roles.directions; ++i) {
+          const int64_t d = roles.first_direction + i;
+          if (own_inputs) pass.project_input(layer, d, chunks[c], roles.loop);
+          pass.loop(layer, d, chunks[c], roles.loop);
+        }
+      if (!own_inputs && c + 1 < chunks.count() && roles.products.size > 0) project_input(c + 1, roles.products);
       balance.wait();
     }
   }
@@ -72,7 +81,7 @@ void run_wavefront(const ForwardArgs& args, const typename Pass::CellOf& cell, c
   const Chunks chunks{args.seq.T, args.plan.forward_steps};
   start_wavefront<Pass>(args, cell, team).run(chunks.count(), [&](int64_t l, int64_t c) {
     Pass pass(args, cell, l);
-    pass.project_input({args, l}, chunks[c], alone);
+    pass.project_input({args, l}, 0, chunks[c], alone);
     pass.loop({args, l}, 0, chunks[c], alone);
   });
 }
