@@ -10,7 +10,7 @@ struct Workspace {
 
   template <class T>
   T* take(int64_t count) {
-    const size_t size = bytes<T>(count);
+    const size_t size = bytes<T>(count) + (sets > 1 && count > 0 ? kApart : 0);
     return piece<T>(used + set * size, sets * size);
   }
   template <class T>

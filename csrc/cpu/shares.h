@@ -110,13 +110,15 @@ Range share_of_panels(const Team& team, int g, int G, int64_t N) {
           smaller((all.end - g * count) * Product::kWidth, N)};
 }
 
+// How far apart lies what workers write at the same time, in bytes: a core that reads one cache line after the other fetches
+// some ahead, and so would take away what another one works on.
+constexpr int64_t kApart = 2048;
+
 // Numbers [rows, columns, Hp] that the time loop works on: that of unit j at at[row * of the row + column * of the column +
-// j]. What workers write at the same time lies apart: a core that reads one cache line after the other fetches some ahead,
-// and so would take away what another one works on. Where units are split, each worker's part lies in one piece; where
-// sequences are, its rows do.
+// j]. Where units are split, each worker's part lies in one piece; where sequences are, its rows do.
 template <class T>
 struct Own {
-  static constexpr int64_t kBetween = 2048 / int64_t(sizeof(T));  // workers' rows
+  static constexpr int64_t kBetween = kApart / int64_t(sizeof(T));  // the rows of two workers
 
   T* at;
   int64_t row, column;
