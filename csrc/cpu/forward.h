@@ -20,7 +20,7 @@ class Forward {
   static constexpr int64_t kStreamedOutput = 4 * 1024 * 1024, kStreamedTape = 6 * 1024 * 1024;
 
   struct Direction {
-    T* a[2];      // [rows of a chunk, C, Hp]: pre-activations, of this chunk and of the next one (Own)
+    T* a[2];      // [rows of a chunk, C, Hp]: pre-activations, of this chunk and of the next one, if that is early (Own)
     States h[2];  // [B, P]: states before and after a step
     T* c;         // [B, Hp]: cell state (Own)
     States kept_h;  // where sequences are split, both between two chunks
@@ -61,10 +61,11 @@ class Forward {
     const int64_t row_bytes = args.seq.R * s.D * int64_t(sizeof(S));
     streams_y = row_bytes * P > kStreamedOutput;
     streams_tape = row_bytes * s.L * (cell.tape + s.projected) * H > kStreamedTape;
-    const bool ahead = !by_layer && !by_batch && Chunks{args.seq.T, args.plan.forward_steps}.count() > 1;
+    const bool ahead = !by_layer && !projects_own_input(args.plan, args.plan.threads) && Chunks{args.seq.T, args.plan.forward_steps}.count() > 1;
     Workspace& w = workspace;
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];
+      if (d > 0) w.apart();
       z.a[0] = w.take<T>(Own<T>::size(chunk_rows, C, Hp, args.plan));
       z.a[1] = ahead ? w.take<T>(Own<T>::size(chunk_rows, C, Hp, args.plan)) : z.a[0];
       for (States& h : z.h) h = States::of(w.take<char>(States::bytes(state_rows(), P)), P);
@@ -161,7 +162,7 @@ class Forward {
 
   // The pre-activations of a chunk, or where sequences are split of a worker's, one behind the other.
   Own<T> a_of(const L& layer, int64_t d, Chunk c, Range sequences, Range units, const Team& loop) const {
-    const Own<T> all(direction[d].a[by_batch ? 0 : c.index % 2], chunk_rows, C, units, loop);
+    const Own<T> all(direction[d].a[c.index % 2], chunk_rows, C, units, loop);
     return by_batch ? all.from(layer.count_rows({0, sequences.begin}, layer.times(d, c)), loop.rank) : all;
   }
 

@@ -18,6 +18,9 @@ struct Workspace {
     return piece<T>(used, bytes<T>(count));
   }
 
+  // What comes next is another worker's.
+  void apart() { used += kApart; }
+
  private:
   template <class T>
   static size_t bytes(int64_t count) {

@@ -95,6 +95,11 @@ struct Balance {
   int64_t since = 0;
 };
 
+// Whether each worker projects the input that its own time loop reads, just before it: where it has a loop to itself.
+inline bool projects_own_input(const Plan& plan, int workers) {
+  return workers == 1 || plan.split == Split::batch || (plan.split_directions && workers == 2);
+}
+
 template <class Product>
 constexpr int64_t panel_count(int64_t columns) {
   return (columns + Product::kWidth - 1) / Product::kWidth;

@@ -7,7 +7,7 @@ void run_layers(const ForwardArgs& args, const typename Pass::CellOf& cell, cons
   Balance balance(all, args.plan, pass.paces_of_workers());
   const Roles roles(balance.team, args.plan, args.shape.D);
   const Chunks chunks{args.seq.T, args.plan.forward_steps};
-  const bool own_inputs = args.plan.split == Split::batch;  // each worker's for its own loop, just before it
+  const bool own_input = projects_own_input(args.plan, all.size);
   for (int64_t l = 0; l < args.shape.L; ++l) {
     const typename Pass::L layer{args, l};
     const auto project_input = [&](int64_t c, const Team& team) {
@@ -15,7 +15,7 @@ void run_layers(const ForwardArgs& args, const typename Pass::CellOf& cell, cons
     };
     pass.prepare(layer, all);
     balance.start();
-    if (!own_inputs) {
+    if (!own_input) {
       project_input(0, balance.team);
       balance.wait();
     }
@@ -23,10 +23,10 @@ void run_layers(const ForwardArgs& args, const typename Pass::CellOf& cell, cons
       if (roles.loop.size > 0)
         for (int64_t i = 0; i < roles.directions; ++i) {
           const int64_t d = roles.first_direction + i;
-          if (own_inputs) pass.project_input(layer, d, chunks[c], roles.loop);
+          if (own_input) pass.project_input(layer, d, chunks[c], roles.loop);
           pass.loop(layer, d, chunks[c], roles.loop);
         }
-      if (!own_inputs && c + 1 < chunks.count() && roles.products.size > 0) project_input(c + 1, roles.products);
+      if (!own_input && c + 1 < chunks.count() && roles.products.size > 0) project_input(c + 1, roles.products);
       balance.wait();
     }
   }
