@@ -311,16 +311,17 @@ for plan, make, shape in (
 
 
 @pytest.mark.sanitize
-@each_layer
-@each_dtype
-def test_shares_that_follow_the_pace_of_threads_change_no_bit(layer, dtype):
-    """More threads than cores get on differently, and many chunks let their shares follow."""
-    batch = Batch(layer, (80, 24, 20, 48), dtype)
+@each_meeting(3, layer=LAYERS, dtype=DTYPES, packed={"padded": False, "packed": True}, directions=[1, 2])
+def test_shares_that_change_from_chunk_to_chunk_change_no_bit(layer, dtype, packed, directions):
+    """More threads than cores get on differently, and many chunks let their shares follow; packed sequences end."""
+    lengths = torch.tensor([24 - b * 7 % 23 for b in range(80)]) if packed else None
+    batch = Batch(layer, (80, 24, 20, 48), dtype, lengths, bidirectional=directions == 2)
     torch.set_num_threads(1)
     expected = batch.run()
     for threads in (2, 3, 5):
         torch.set_num_threads(threads)
-        assert batch.plan() == "batch split"
+        both = "direction split" if threads == 2 else "direction and batch split"
+        assert batch.plan() == ("batch split" if directions == 1 else both)
         for _ in range(3):
             assert_bitwise_equal(batch.run(), expected)
 
