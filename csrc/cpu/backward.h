@@ -154,7 +154,8 @@ class Backward {
   // batch; panels that are narrow are read too often. Of two directions a worker may have other sequences in each.
   bool keeps_sequences(const L& layer, const Team& team) const {
     const bool panels = weights.W_ih(layer, 0, 0).is_packed || layer.inputs() % Product::kWidth == 0;
-    return Product::kSequenceUnit == 1 && !kNarrowPanels && panels && args.plan.split == Split::batch && args.shape.D == 1 &&
+    const bool full = Product::kSequenceUnit == 1;  // are products of any number of rows, which tiles are not
+    return full && !kNarrowPanels && panels && args.plan.split == Split::batch && args.shape.D == 1 &&
            args.seq.R >= 2 * Product::kRowUnit * team.size * args.seq.T;
   }
 

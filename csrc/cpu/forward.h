@@ -20,14 +20,14 @@ class Forward {
   static constexpr int64_t kStreamedOutput = 4 * 1024 * 1024, kStreamedTape = 6 * 1024 * 1024;
 
   struct Direction {
-    T* a[2];      // [rows of a chunk, C, Hp]: pre-activations, of this chunk and of the next one, if that is early (Own)
+    T* a[2];      // [rows of a chunk, C, Hp]: pre-activations, of this chunk and the one that is projected ahead (Own)
     States h[2];  // [B, P]: states before and after a step
     T* c;         // [B, Hp]: cell state (Own)
     States kept_h;  // where sequences are split, both between two chunks
     T* kept_c;
     Unrounded out;  // [B, H]: output of the cell before the projection
     T* projected;  // [B, Pp]: and behind it
-    char* input;  // [workers, input_rows, I]: the input where it does not lie as the product needs it
+    char* input;  // [workers, input_rows, I]: the input where a worker's rows do not lie as the product needs them
     const S** rows;  // [workers, rows of a chunk]
   };
 
@@ -54,10 +54,9 @@ class Forward {
     const Shape& s = args.shape;
     chunk_rows = smaller(args.plan.forward_steps, args.seq.T) * args.seq.B;
     ldh = padded_stride<T>(round_up(P, kLane));
-    const int64_t workers_of_chunk = by_batch ? args.plan.threads : 1;
-    const int64_t part = (chunk_rows + workers_of_chunk - 1) / workers_of_chunk;
-    input_rows = smaller(round_up(part, Product::kRowUnit), Product::kInputRows);
-    input_bytes = copies_inputs() ? round_up(States::bytes(input_rows, widest_input(s)), 64) : 0;
+    input_rows = smaller(round_up(rows_of_a_worker(), Product::kRowUnit), Product::kInputRows);
+    for (int64_t l = 0; l < (copies_inputs() ? s.L : 0); ++l)  // wider rows may take less where they need no padding
+      input_bytes = larger(input_bytes, round_up(States::bytes(input_rows, L{args, l}.inputs()), 64));
     const int64_t row_bytes = args.seq.R * s.D * int64_t(sizeof(S));
     streams_y = row_bytes * P > kStreamedOutput;
     streams_tape = row_bytes * s.L * (cell.tape + s.projected) * H > kStreamedTape;
@@ -127,9 +126,9 @@ class Forward {
     const Range sequences = by_unit ? all : sequences_of<Product>(team, args.seq, times);
     const Range mine = by_unit ? team.part(H, weights.unit()) : Range{0, H};
     const Own<T> a = a_of(layer, d, c, sequences, mine, team), kept_c(z.kept_c, args.seq.B, 1, mine, team);
-    const int64_t before = by_batch ? team.rank : 0;  // workers
-    const Own<T> cell_states = Own<T>(z.c, args.seq.B, 1, mine, team).from(0, before);
-    const States h[] = {z.h[0].at(before * rows_between()), z.h[1].at(before * rows_between())};
+    const int64_t rank = by_batch ? team.rank : 0;  // among workers with states of their own
+    const Own<T> cell_states = Own<T>(z.c, args.seq.B, 1, mine, team).from(0, rank);
+    const States h[] = {z.h[0].at(rank * rows_between()), z.h[1].at(rank * rows_between())};
     if (c.begin == 0) {
       begin(layer, d, {0, layer.active(d, 0)}, h[0], cell_states, sequences, mine);
       if (by_unit) team.wait();
@@ -156,9 +155,22 @@ class Forward {
  private:
   int64_t workers() const { return by_layer ? 1 : args.plan.threads; }  // that use a set of buffers
 
-  // How many rows of states there are, and lie between those of two workers.
+  // How many rows of a chunk's input a worker makes an operand at most: where sequences are split an equal share, and a
+  // quarter more, for shares follow the pace of workers.
+  int64_t rows_of_a_worker() const {
+    if (!by_batch) return chunk_rows;
+    const int64_t count = args.plan.threads / (args.plan.split_directions ? 2 : 1);
+    const int64_t rows = smaller(args.plan.forward_steps, args.seq.T) * ((args.seq.B + count - 1) / count);
+    return smaller(rows + rows / 4, chunk_rows);
+  }
+
+  // How many rows of states there are, and lie between those of two workers. A tile reads whole ones.
   int64_t state_rows() const { return args.seq.B + (by_batch ? args.plan.threads * rows_between() : 0); }
-  int64_t rows_between() const { return (Own<T>::kBetween + ldh - 1) / ldh; }
+  int64_t rows_between() const {
+    constexpr int64_t kMany = 64;  // rows, of which those that States adds for tiles are few
+    const int64_t row_bytes = States::bytes(kMany, P) / kMany;
+    return (kApart + row_bytes - 1) / row_bytes + Product::kSequenceUnit - 1;
+  }
 
   // The pre-activations of a chunk, or where sequences are split of a worker's, one behind the other.
   Own<T> a_of(const L& layer, int64_t d, Chunk c, Range sequences, Range units, const Team& loop) const {
@@ -358,7 +370,7 @@ class Forward {
   const bool by_batch, by_unit;  // or on some sequences of it, or on some units
   Workspace workspace;
   ForwardWeights<S, Product> weights;
-  int64_t ldh, chunk_rows, input_rows, input_bytes;
+  int64_t ldh, chunk_rows, input_rows, input_bytes = 0;
   bool streams_y, streams_tape;
   Direction direction[2];
   Progress* progress;

@@ -1,8 +1,8 @@
 // What forward and backward of one layer share: where its rows lie in memory, in which order the steps run, and the
 // workspace.
 
-// Hands out aligned pieces of the workspace; with no memory behind it, it only counts. Layers that run at the same time
-// have a set of buffers each: a piece is there once for every set, unless all of them share it.
+// Hands out aligned pieces of the workspace; with no memory behind it, it only counts. Layers or workers that run at the same
+// time have a set of buffers each: a piece is there once for every set, kApart from the next, unless all of them share it.
 struct Workspace {
   char* base;
   int64_t set = 0, sets = 1;  // whose pieces are handed out, and of how many
@@ -18,7 +18,7 @@ struct Workspace {
     return piece<T>(used, bytes<T>(count));
   }
 
-  // What comes next is another worker's.
+  // What comes next may be another worker's.
   void apart() { used += kApart; }
 
  private:

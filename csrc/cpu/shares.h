@@ -1,7 +1,7 @@
 // Who of a team does what, and has which sequences, units and panels.
 
 // Loops and large products run at the same time: while a chunk is in its time loop, the products of a neighbouring
-// one are computed. Where the loop cannot use all workers, one takes the loop and the others the products.
+// one are computed, but for forward where each worker has them for itself (projects_own_input). Where the loop cannot use all workers, one takes the loop and the others the products.
 struct Roles {
   Team loop;       // divides the time loop as the plan says; size 0 for a worker that has no part in it
   Team products;   // size 0 likewise
@@ -115,8 +115,8 @@ Range share_of_panels(const Team& team, int g, int G, int64_t N) {
           smaller((all.end - g * count) * Product::kWidth, N)};
 }
 
-// How far apart lies what workers write at the same time, in bytes: a core that reads one cache line after the other fetches
-// some ahead, and so would take away what another one works on.
+// How far apart lies what workers write in every step, where that pays, in bytes: a core that reads one cache line after the
+// other fetches some ahead, and so would take away what another one works on.
 constexpr int64_t kApart = 2048;
 
 // Numbers [rows, columns, Hp] that the time loop works on: that of unit j at at[row * of the row + column * of the column +

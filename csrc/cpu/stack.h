@@ -8,6 +8,7 @@ void run_layers(const ForwardArgs& args, const typename Pass::CellOf& cell, cons
   const Roles roles(balance.team, args.plan, args.shape.D);
   const Chunks chunks{args.seq.T, args.plan.forward_steps};
   const bool own_input = projects_own_input(args.plan, all.size);
+  const bool alone = own_input && args.plan.split != Split::batch;  // no worker needs anything of another one
   for (int64_t l = 0; l < args.shape.L; ++l) {
     const typename Pass::L layer{args, l};
     const auto project_input = [&](int64_t c, const Team& team) {
@@ -26,8 +27,9 @@ void run_layers(const ForwardArgs& args, const typename Pass::CellOf& cell, cons
           if (own_input) pass.project_input(layer, d, chunks[c], roles.loop);
           pass.loop(layer, d, chunks[c], roles.loop);
         }
-      if (!own_input && c + 1 < chunks.count() && roles.products.size > 0) project_input(c + 1, roles.products);
-      balance.wait();
+      const bool last = c + 1 == chunks.count();
+      if (!own_input && !last && roles.products.size > 0) project_input(c + 1, roles.products);
+      if (last || !alone) balance.wait();
     }
   }
 }
