@@ -165,13 +165,12 @@ def test_layers_whose_inputs_differ_by_the_padding_of_a_row_do_not_depend_on_the
     """Rows of 256 numbers take more memory than rows of 260 where these need no padding."""
     results = []
     for dtype in (torch.float32, torch.float64):
-        batch = Batch(layer, (32, 40, *sizes), dtype, num_layers=2, dropout=0.5)
-        for threads in (1, 2, 3):
+        batch = Batch(layer, (32, 20, *sizes), dtype, num_layers=2, dropout=0.5)
+        for threads in (1, 2):
             torch.set_num_threads(threads)
             torch.manual_seed(0)
             results.append(batch.run())
-        assert_bitwise_equal(results[-2], results[-3])
-        assert_bitwise_equal(results[-1], results[-3])
+        assert_bitwise_equal(results[-1], results[-2])
 
 
 @each_layer
