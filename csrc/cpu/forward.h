@@ -60,7 +60,8 @@ class Forward {
     const int64_t row_bytes = args.seq.R * s.D * int64_t(sizeof(S));
     streams_y = row_bytes * P > kStreamedOutput;
     streams_tape = row_bytes * s.L * (cell.tape + s.projected) * H > kStreamedTape;
-    const bool ahead = !by_layer && !projects_own_input(args.plan, args.plan.threads) && Chunks{args.seq.T, args.plan.forward_steps}.count() > 1;
+    const bool shared = !by_layer && !projects_own_input(args.plan, args.plan.threads);
+    const bool ahead = shared && Chunks{args.seq.T, args.plan.forward_steps}.count() > 1;
     Workspace& w = workspace;
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];

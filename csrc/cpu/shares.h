@@ -1,7 +1,8 @@
 // Who of a team does what, and has which sequences, units and panels.
 
 // Loops and large products run at the same time: while a chunk is in its time loop, the products of a neighbouring
-// one are computed, but for forward where each worker has them for itself (projects_own_input). Where the loop cannot use all workers, one takes the loop and the others the products.
+// one are computed, but for forward where each worker has them for itself (projects_own_input). Where the loop cannot use
+// all workers, one takes the loop and the others the products.
 struct Roles {
   Team loop;       // divides the time loop as the plan says; size 0 for a worker that has no part in it
   Team products;   // size 0 likewise
