@@ -79,6 +79,7 @@ struct Plan {
   bool split_directions = false;  // half of the threads for each direction
   Weights weights = Weights::packed;
   int threads = 1;
+  // Of all sequences; of a packed batch as many rows (Chunks in cpu/layer.h).
   int64_t forward_steps = 1;   // steps for which the input projection is computed at once
   int64_t backward_steps = 1;  // steps whose gate gradients are kept for one product each of dx and dW
   int64_t wavefront_steps = 1;  // where the layers are split: steps that a layer runs before the next one takes them up

@@ -98,6 +98,25 @@ def test_deep_stacks_in_both_directions(layer, threads, batch, form):
     assert_parity(Case(layer, 33, 96, 3, bidirectional=True, dropout=0.2, form=form, lengths=tuple(lengths)))
 
 
+# Lengths of packed batches, by what is unusual about the chunks that they make.
+LENGTHS = {
+    "one outlasts all": [700, *[2] * 90],
+    "all but one end at once": [1, *[40] * 60],
+    "more sequences than rows of a chunk": [1 + b % 4 for b in range(1100)],
+    "one after the other": list(range(1, 70)),
+    "two groups": [300] * 3 + [9] * 100,
+}
+
+
+@pytest.mark.sanitize
+@each_meeting(2, layer=LAYERS, dtype=DTYPES, threads=[1, 2, 4], lengths=LENGTHS, bidirectional=[False, True])
+def test_chunks_of_packed_batches_whose_sequences_end_in_any_way(layer, dtype, threads, lengths, bidirectional):
+    torch.set_num_threads(threads)
+    assert_parity(
+        Case(layer, 20, 34, 2, bidirectional=bidirectional, form="unsorted", lengths=tuple(lengths), dtype=dtype)
+    )
+
+
 @pytest.mark.sanitize
 @each_meeting(2, layer=LAYERS, dtype=DTYPES, num_layers=[2, 5], form=["unbatched", "batched", "unsorted"])
 def test_deep_stacks_of_few_sequences(layer, dtype, num_layers, form):

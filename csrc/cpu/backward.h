@@ -38,12 +38,12 @@ class Backward {
 
   // With set `set` of the buffers; layers that run one after the other take the same.
   Backward(const BackwardArgs& args, const CellOf& cell, int64_t set = 0)
-      : args(args), cell(cell), G(cell.gates), C(cell.columns), H(args.shape.H), P(args.shape.P), Hp(round_up(H, kLane)),
-        Hk(Gradients::width(H)), by_layer(args.plan.split == Split::layer),
+      : args(args), cell(cell), chunks(args.seq, args.plan.backward_steps), G(cell.gates), C(cell.columns), H(args.shape.H),
+        P(args.shape.P), Hp(round_up(H, kLane)), Hk(Gradients::width(H)), by_layer(args.plan.split == Split::layer),
         workspace{static_cast<char*>(args.workspace), set, by_layer ? args.shape.L : 1},
         weights(args, cell, workspace, by_layer ? 1 : args.plan.threads), weight_gradients(args, cell) {
     const Shape& s = args.shape;
-    chunk_rows = smaller(args.plan.backward_steps, args.seq.T) * args.seq.B;
+    chunk_rows = chunks.most_rows();
     width = C * Hk + (args.shape.projected ? Gradients::width(P) : 0);
     ldp = padded_stride<T>(round_up(P, kLane));
     Workspace& w = workspace;
@@ -52,7 +52,7 @@ class Backward {
       if (d > 0) w.apart();
       const auto rows = [&] { return Gradients::of(w.take<char>(Gradients::bytes(chunk_rows, width)), width); };
       z.da[0] = rows();
-      z.da[1] = Chunks{args.seq.T, args.plan.backward_steps}.count() > 1 ? rows() : z.da[0];
+      z.da[1] = chunks.count() > 1 ? rows() : z.da[0];
       const int64_t own_size = Own<T>::size(args.seq.B, 1, Hp, args.plan);
       z.dh = w.take<T>(own_size);
       z.dh_t = w.take<T>(s.projected ? args.seq.B * ldp : 0);
@@ -177,7 +177,7 @@ class Backward {
   // da of step s, which is in chunk c or the first step of the chunk after it; nothing past the end.
   Gradients da_of(const L& layer, int64_t d, int64_t s, Chunk c) const {
     if (s >= args.seq.T) return {};
-    const Chunk home = s < c.end ? c : Chunks{args.seq.T, args.plan.backward_steps}[c.index + 1];
+    const Chunk home = s < c.end ? c : chunks.at(d, c.index + 1);
     return direction[d].da[home.index % 2].at(layer.first_row(d, s) - layer.rows(d, home).begin);
   }
 
@@ -287,6 +287,7 @@ class Backward {
 
   const BackwardArgs& args;
   const CellOf& cell;
+  const Chunks chunks;
   const int G, C;  // gates and columns
   const int64_t H, P, Hp, Hk;  // Hp, Hk: units in vectors, and as a product's operand
   const bool by_layer;  // one worker is on a layer, a chunk at a time

@@ -76,7 +76,7 @@ class BySequence<T, BackwardArgs> {
 
   void run_block(const L& layer, int64_t d, int64_t b, bool first_block) {
     const Range all = blocks.steps(d, b);
-    const Chunks chunks{all.size(), steps};
+    const EqualChunks chunks{all.size(), steps};
     blocks.load_state(carry, kLane, layer, args.dc_n, d, b, blocks.size(b));
     for (int64_t i = chunks.count() - 1; i >= 0; --i) {
       const Chunk chunk = chunks[i];

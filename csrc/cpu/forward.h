@@ -46,13 +46,14 @@ class Forward {
 
   // With set `set` of the buffers; layers that run one after the other take the same.
   Forward(const ForwardArgs& args, const CellOf& cell, int64_t set = 0)
-      : args(args), cell(cell), G(cell.gates), C(cell.columns), has_c(cell.carry == Carry::cell), H(args.shape.H),
-        P(args.shape.P), Hp(round_up(H, kLane)), by_layer(args.plan.split == Split::layer),
+      : args(args), cell(cell), chunks(args.seq, args.plan.forward_steps), G(cell.gates), C(cell.columns),
+        has_c(cell.carry == Carry::cell), H(args.shape.H), P(args.shape.P), Hp(round_up(H, kLane)),
+        by_layer(args.plan.split == Split::layer),
         by_batch(args.plan.split == Split::batch), by_unit(args.plan.split == Split::hidden),
         workspace{static_cast<char*>(args.workspace), set, by_layer ? args.shape.L : 1},
         weights(args, cell, workspace, workers(), set) {
     const Shape& s = args.shape;
-    chunk_rows = smaller(args.plan.forward_steps, args.seq.T) * args.seq.B;
+    chunk_rows = chunks.most_rows();
     ldh = padded_stride<T>(round_up(P, kLane));
     input_rows = smaller(round_up(rows_of_a_worker(), Product::kRowUnit), Product::kInputRows);
     for (int64_t l = 0; l < (copies_inputs() ? s.L : 0); ++l)  // wider rows may take less where they need no padding
@@ -61,7 +62,7 @@ class Forward {
     streams_y = row_bytes * P > kStreamedOutput;
     streams_tape = row_bytes * s.L * (cell.tape + s.projected) * H > kStreamedTape;
     const bool shared = !by_layer && !projects_own_input(args.plan, args.plan.threads);
-    const bool ahead = shared && Chunks{args.seq.T, args.plan.forward_steps}.count() > 1;
+    const bool ahead = shared && chunks.count() > 1;
     Workspace& w = workspace;
     for (int64_t d = 0; d < s.D; ++d) {
       Direction& z = direction[d];
@@ -161,7 +162,7 @@ class Forward {
   int64_t rows_of_a_worker() const {
     if (!by_batch) return chunk_rows;
     const int64_t count = args.plan.threads / (args.plan.split_directions ? 2 : 1);
-    const int64_t rows = smaller(args.plan.forward_steps, args.seq.T) * ((args.seq.B + count - 1) / count);
+    const int64_t rows = (chunk_rows + count - 1) / count;
     return smaller(rows + rows / 4, chunk_rows);
   }
 
@@ -364,6 +365,7 @@ class Forward {
 
   const ForwardArgs& args;
   const CellOf& cell;
+  const Chunks chunks;
   const int G, C;  // gates and columns
   const bool has_c;
   const int64_t H, P, Hp;

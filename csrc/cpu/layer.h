@@ -61,11 +61,51 @@ struct Chunk {
   int64_t size() const { return end - begin; }
 };
 
-// The chunks of T steps; the last one may be shorter.
-struct Chunks {
+// T steps in chunks of equally many; the last one may be shorter.
+struct EqualChunks {
   int64_t T, steps;
   int64_t count() const { return (T + steps - 1) / steps; }
   Chunk operator[](int64_t index) const { return {index, index * steps, smaller((index + 1) * steps, T)}; }
+};
+
+// The chunks of a layer, in the order of each direction. Of a padded batch they have so many steps. Of a packed one they all
+// take about as long as so many steps of all sequences: fewer rows would make small products, and two directions, one of
+// which begins with many rows a step and the other one with few, would wait for each other.
+class Chunks {
+ public:
+  Chunks(const Sequences& seq, int64_t steps) : seq(seq), steps(steps), each(steps * longest_step()) {
+    if (seq.batch_sizes) each = larger(longest_step(), (time_before(0, seq.T) + count() - 1) / count());
+  }
+
+  int64_t count() const { return (time_before(0, seq.T) + each - 1) / each; }
+  Chunk at(int64_t d, int64_t index) const { return {index, begin(d, index), begin(d, index + 1)}; }
+  // As many rows as a chunk may have, or a few more.
+  int64_t most_rows() const {
+    return seq.batch_sizes ? smaller(seq.R, each + seq.B - 1) : smaller(steps, seq.T) * seq.B;
+  }
+
+ private:
+  // A step takes the time of its rows, and to go through the weights that of some more (tried out: 0 to 16).
+  static constexpr int64_t kRowsOfStep = 4;
+  int64_t longest_step() const { return seq.B + kRowsOfStep; }
+  int64_t time_before(int64_t d, int64_t s) const {
+    return s * kRowsOfStep + (d == 0 ? seq.first_row_at(s) : seq.R - seq.first_row_at(seq.T - s));
+  }
+
+  int64_t begin(int64_t d, int64_t index) const {
+    if (!seq.batch_sizes) return smaller(index * steps, seq.T);
+    if (index == count()) return seq.T;
+    Range some{0, seq.T};  // where the last step is that has no more before it
+    while (some.size() > 0) {
+      const int64_t middle = (some.begin + some.end + 1) / 2;
+      if (time_before(d, middle) <= index * each) some.begin = middle;
+      else some.end = middle - 1;
+    }
+    return some.begin;
+  }
+
+  const Sequences& seq;
+  int64_t steps, each;
 };
 
 // Features of the widest input of a layer.

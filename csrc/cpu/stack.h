@@ -6,13 +6,13 @@ void run_layers(const ForwardArgs& args, const typename Pass::CellOf& cell, cons
   Pass pass(args, cell);
   Balance balance(all, args.plan, pass.paces_of_workers());
   const Roles roles(balance.team, args.plan, args.shape.D);
-  const Chunks chunks{args.seq.T, args.plan.forward_steps};
+  const Chunks chunks(args.seq, args.plan.forward_steps);
   const bool own_input = projects_own_input(args.plan, all.size);
   const bool alone = own_input && args.plan.split != Split::batch;  // no worker needs anything of another one
   for (int64_t l = 0; l < args.shape.L; ++l) {
     const typename Pass::L layer{args, l};
     const auto project_input = [&](int64_t c, const Team& team) {
-      for (int64_t d = 0; d < args.shape.D; ++d) pass.project_input(layer, d, chunks[c], team);
+      for (int64_t d = 0; d < args.shape.D; ++d) pass.project_input(layer, d, chunks.at(d, c), team);
     };
     pass.prepare(layer, all);
     balance.start();
@@ -24,8 +24,9 @@ void run_layers(const ForwardArgs& args, const typename Pass::CellOf& cell, cons
       if (roles.loop.size > 0)
         for (int64_t i = 0; i < roles.directions; ++i) {
           const int64_t d = roles.first_direction + i;
-          if (own_input) pass.project_input(layer, d, chunks[c], roles.loop);
-          pass.loop(layer, d, chunks[c], roles.loop);
+          const Chunk chunk = chunks.at(d, c);
+          if (own_input) pass.project_input(layer, d, chunk, roles.loop);
+          pass.loop(layer, d, chunk, roles.loop);
         }
       const bool last = c + 1 == chunks.count();
       if (!own_input && !last && roles.products.size > 0) project_input(c + 1, roles.products);
@@ -39,11 +40,12 @@ void run_layers(const BackwardArgs& args, const typename Pass::CellOf& cell, con
   Pass pass(args, cell);
   Balance balance(all, args.plan, pass.paces_of_workers());
   const Roles roles(balance.team, args.plan, args.shape.D);
-  const Chunks chunks{args.seq.T, args.plan.backward_steps};
-  const auto products = [&](const typename Pass::L& layer, Chunk c, const Team& team) {
+  const Chunks chunks(args.seq, args.plan.backward_steps);
+  const auto products = [&](const typename Pass::L& layer, int64_t c, const Team& team) {
     for (int64_t d = 0; d < args.shape.D; ++d) {
-      pass.input_gradient(layer, d, c, {c.begin, c.end}, team);
-      pass.add_weight_gradients(layer, d, c, team);
+      const Chunk chunk = chunks.at(d, c);
+      pass.input_gradient(layer, d, chunk, {chunk.begin, chunk.end}, team);
+      pass.add_weight_gradients(layer, d, chunk, team);
       if (args.shape.D > 1) team.wait();  // both directions add to the same rows of dx
     }
   };
@@ -53,12 +55,15 @@ void run_layers(const BackwardArgs& args, const typename Pass::CellOf& cell, con
     balance.start();
     for (int64_t c = chunks.count() - 1; c >= 0; --c) {
       if (roles.loop.size > 0)
-        for (int64_t i = 0; i < roles.directions; ++i)
-          pass.loop(layer, roles.first_direction + i, chunks[c], {chunks[c].begin, chunks[c].end}, roles.loop);
-      if (c + 1 < chunks.count() && roles.products.size > 0) products(layer, chunks[c + 1], roles.products);
+        for (int64_t i = 0; i < roles.directions; ++i) {
+          const int64_t d = roles.first_direction + i;
+          const Chunk chunk = chunks.at(d, c);
+          pass.loop(layer, d, chunk, {chunk.begin, chunk.end}, roles.loop);
+        }
+      if (c + 1 < chunks.count() && roles.products.size > 0) products(layer, c + 1, roles.products);
       balance.wait();
     }
-    products(layer, chunks[0], balance.team);
+    products(layer, 0, balance.team);
     balance.wait();
   }
 }
@@ -80,11 +85,11 @@ Wavefront start_wavefront(const Args& args, const typename Pass::CellOf& cell, c
 template <class Pass>
 void run_wavefront(const ForwardArgs& args, const typename Pass::CellOf& cell, const Team& team) {
   const Team alone;
-  const Chunks chunks{args.seq.T, args.plan.forward_steps};
+  const Chunks chunks(args.seq, args.plan.forward_steps);
   start_wavefront<Pass>(args, cell, team).run(chunks.count(), [&](int64_t l, int64_t c) {
     Pass pass(args, cell, l);
-    pass.project_input({args, l}, 0, chunks[c], alone);
-    pass.loop({args, l}, 0, chunks[c], alone);
+    pass.project_input({args, l}, 0, chunks.at(0, c), alone);
+    pass.loop({args, l}, 0, chunks.at(0, c), alone);
   });
 }
 
@@ -92,11 +97,11 @@ void run_wavefront(const ForwardArgs& args, const typename Pass::CellOf& cell, c
 template <class Pass>
 void run_wavefront(const BackwardArgs& args, const typename Pass::CellOf& cell, const Team& team) {
   const Team alone;
-  const Chunks chunks{args.seq.T, args.plan.backward_steps};
+  const Chunks chunks(args.seq, args.plan.backward_steps);
   Wavefront wavefront = start_wavefront<Pass>(args, cell, team);
   for (int64_t c = chunks.count() - 1; c >= 0; c -= 2) {
-    const Chunk both[] = {chunks[c], c > 0 ? chunks[c - 1] : Chunk{}};
-    const auto pieces = [&](int which) { return Chunks{both[which].size(), args.plan.wavefront_steps}; };
+    const Chunk both[] = {chunks.at(0, c), c > 0 ? chunks.at(0, c - 1) : Chunk{}};
+    const auto pieces = [&](int which) { return EqualChunks{both[which].size(), args.plan.wavefront_steps}; };
     const int64_t of_first = pieces(0).count(), of_second = pieces(1).count();
     wavefront.run(of_first + of_second, [&](int64_t n, int64_t i) {
       const int which = i < of_first ? 0 : 1;
