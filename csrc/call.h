@@ -18,8 +18,14 @@
 #include <vector>
 
 #include "cells/names.h"
-#include "large_pages.h"
+#include "large_memory.h"
 #include "params.h"
+
+// A tensor of memory that is not torch's, which says when it is no longer needed. From torch 2.11 on; null before.
+extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
+    void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset, int32_t dtype,
+    int32_t device_type, int32_t device_index, AtenTensorHandle* result, int32_t layout, const uint8_t* opaque_metadata,
+    int64_t opaque_metadata_size, void (*deleter)(void* data, void* context), void* context);
 
 namespace rnn_ext {
 
@@ -79,14 +85,20 @@ struct Sizes {
   const int64_t* end() const { return dims + count; }
 };
 
-// An uninitialised contiguous tensor where `like` is. The shim, since a call through the dispatcher costs 4 us.
-inline Tensor empty(const Sizes& sizes, ScalarType dtype, const Tensor& like) {
-  int64_t strides[Sizes::kMost];
+// The strides of a contiguous tensor; how many numbers it has.
+inline int64_t dense_strides(const Sizes& sizes, int64_t* strides) {
   int64_t stride = 1;
   for (int i = sizes.count; i-- > 0;) {
     strides[i] = stride;
     stride *= std::max<int64_t>(sizes.dims[i], 1);
   }
+  return stride;
+}
+
+// An uninitialised contiguous tensor where `like` is. The shim, since a call through the dispatcher costs 4 us.
+inline Tensor empty(const Sizes& sizes, ScalarType dtype, const Tensor& like) {
+  int64_t strides[Sizes::kMost];
+  const int64_t stride = dense_strides(sizes, strides);
   AtenTensorHandle handle = nullptr;
   const auto code = aoti_torch_empty_strided(sizes.count, sizes.dims, strides, static_cast<int32_t>(dtype),
                                              device_type(like), like.get_device_index(), &handle);
@@ -100,6 +112,23 @@ inline Tensor empty(const Sizes& sizes, ScalarType dtype, const Tensor& like) {
   if (bytes >= kLargeResult && device_type(like) == aoti_torch_device_type_cpu())
     use_large_pages(result.mutable_data_ptr(), bytes);
   return result;
+}
+
+// Such a tensor, of which only the kernels know the meaning: where it is large its memory stays with the library.
+inline Tensor empty_inside(const Sizes& sizes, ScalarType dtype, const Tensor& like) {
+  int64_t strides[Sizes::kMost];
+  const size_t bytes = size_t(dense_strides(sizes, strides)) * bytes_of(dtype);
+  const bool large = bytes >= kLargeResult && device_type(like) == aoti_torch_device_type_cpu();
+  LargeMemory::Piece* const piece = large && torch_from_blob ? large_memory().take(bytes) : nullptr;
+  if (!piece) return empty(sizes, dtype, like);
+  const auto give_back = [](void*, void* piece) { large_memory().give_back(static_cast<LargeMemory::Piece*>(piece)); };
+  AtenTensorHandle handle = nullptr;
+  const auto code = torch_from_blob(piece->memory, sizes.count, sizes.dims, strides, 0, static_cast<int32_t>(dtype),
+                                    device_type(like), like.get_device_index(), &handle, aoti_torch_layout_strided(),
+                                    nullptr, 0, give_back, piece);
+  if (code == AOTI_TORCH_SUCCESS) return Tensor(handle);
+  large_memory().give_back(piece);
+  return empty(sizes, dtype, like);
 }
 
 // Another tensor of the same memory, from its first number on. Autograd knows nothing of it.

@@ -15,6 +15,7 @@
 #include "cpu/plan.h"
 #include "cpu/team.h"
 #include "direct.h"
+#include "large_memory.h"
 
 namespace py = pybind11;
 
@@ -133,6 +134,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("next_shares", &next_shares, py::arg("shares"), py::arg("busy"), py::arg("rounds") = 2,
         "The shares of a batch, which add up to 1, that workers have next who took `busy` ticks of a clock for these, `rounds` "
         "rounds after shares last changed. Raises ValueError unless there is one of each for every worker.");
+  m.def("release_memory", [] { return large_memory().release(); }, py::call_guard<py::gil_scoped_release>(),
+        "See rnn_ext.release_memory.");
   m.def("set_float32_product", &choose_float32_product, py::arg("product"), "See rnn_ext.set_float32_product.");
   m.def("float32_product", [] { return float32_products[int(float32_product())]; }, "What set_float32_product has set.");
   m.def("fma_peak", &checked_rate<fma_peak>, py::arg("seconds"), py::arg("threads"),

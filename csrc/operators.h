@@ -38,11 +38,14 @@ Tensors forward_on(const Device& device, const CallInputs& in, bool save, bool s
   Tensor below;
   if (s.L > 1) {
     args.hidden_slots = save ? s.L - 1 : std::min<int64_t>(s.L - 1, 2);
-    below = empty({args.hidden_slots, call.seq.R, outputs}, x.scalar_type(), x);
+    below = empty_inside({args.hidden_slots, call.seq.R, outputs}, x.scalar_type(), x);
     args.hidden = below.mutable_data_ptr();
     if (save) out.push_back(below);
   }
-  if (save && call.tape() > 0) args.tape = output({s.L * s.D, call.seq.R, call.tape(), s.H});
+  if (save && call.tape() > 0) {
+    out.push_back(empty_inside({s.L * s.D, call.seq.R, call.tape(), s.H}, x.scalar_type(), x));
+    args.tape = out.back().mutable_data_ptr();
+  }
   device.forward(call, args, in.batch_invariant);
   return out;
 }

@@ -19,6 +19,7 @@ from rnn_ext.accelerate import Replacements, accelerate, restore
 from rnn_ext.cells import GRUCell, LSTMCell, RNNCell
 from rnn_ext.explain import Explanation, explain
 from rnn_ext.frozen import frozen
+from rnn_ext.memory import release_memory
 from rnn_ext.modules import GRU, LSTM, RNN
 from rnn_ext.route import SlowPathWarning
 from rnn_ext.settings import (
@@ -54,6 +55,7 @@ __all__ = [
     "frozen",
     "is_batch_invariant",
     "reference",
+    "release_memory",
     "restore",
     "set_float32_product",
 ]

@@ -97,7 +97,7 @@ struct Cpu {
     alignas(64) char small[kSmallWorkspace];  // allocating would cost more than a toy's products
     const size_t needed = bytes(args);
     Tensor large;
-    if (needed > sizeof small) large = empty({int64_t(needed)}, ScalarType::Byte, call.x);
+    if (needed > sizeof small) large = empty_inside({int64_t(needed)}, ScalarType::Byte, call.x);
     args.workspace = needed > sizeof small ? large.mutable_data_ptr() : small;
     run_team(args.plan.threads, [&](const Team& team) { kernel(args, team); });
   }
