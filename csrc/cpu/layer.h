@@ -79,9 +79,10 @@ class Chunks {
 
   int64_t count() const { return (time_before(0, seq.T) + each - 1) / each; }
   Chunk at(int64_t d, int64_t index) const { return {index, begin(d, index), begin(d, index + 1)}; }
-  // As many rows as a chunk may have, or a few more.
+  // As many rows as a chunk may have, or a few more: one that begins as early as it can, all of its steps with all sequences.
   int64_t most_rows() const {
-    return seq.batch_sizes ? smaller(seq.R, each + seq.B - 1) : smaller(steps, seq.T) * seq.B;
+    if (!seq.batch_sizes) return smaller(steps, seq.T) * seq.B;
+    return smaller(seq.R, (each + longest_step() - 1) * seq.B / longest_step());
   }
 
  private:
