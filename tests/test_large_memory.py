@@ -83,6 +83,7 @@ def assert_equal(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> No
         assert torch.equal(a, b)
 
 
+@pytest.mark.sanitize
 @keeps_memory
 def test_what_backward_has_used_is_kept_once_and_used_again():
     one = gradients(*call())
@@ -133,6 +134,7 @@ def test_a_saved_tensor_that_somebody_holds_is_not_used_again():
     assert torch.equal(tape, before)
 
 
+@pytest.mark.sanitize
 @keeps_memory
 def test_several_threads_keep_memory_apart():
     alone = [gradients(*call(seed=seed)) for seed in range(3)]
