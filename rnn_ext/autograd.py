@@ -42,7 +42,7 @@ def recurrent(
         RuntimeError: for wrong shapes, and if memory runs out; the text has "rnn_ext:" in it, and call.py puts torch's
             in its place.
     """
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if transforms.are_active():
         if torch.compiler.is_compiling():
             from rnn_ext import compiled as compiled
         return transforms.recurrent(x, h_0, c_0, weights, batch_sizes, masks, stack)

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.backends import mkldnn
 from torch.compiler import is_compiling
-from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from rnn_ext import torch_path
 from rnn_ext.call import UNCHECKED, Call, as_call, plain_call, read_weights, run
-from rnn_ext.capture import Captured, as_leaf
+from rnn_ext.capture import Captured, as_leaf, proxy_in
 from rnn_ext.forms import BATCH_FIRST, ONE_SEQUENCE, PACKED, TIME_FIRST, Form
 from rnn_ext.frozen import kept_weights
 from rnn_ext.ops import FACTS
@@ -58,8 +57,9 @@ class Recurrent(Captured, nn.RNNBase):
     def _ext_forward(self, input, hx):
         results = self._ext_plain_call(input, hx)
         if results is None:
-            if isinstance(input, Proxy):
-                return as_leaf(self, input, hx)
+            proxy = proxy_in(input, hx)
+            if proxy is not None:
+                return as_leaf(self, proxy, input, hx)
             call = self._ext_prepare(input, hx)
             masks, on_torch = [], self._ext_run_torch
             if call.reason is None and self._ext_drops():

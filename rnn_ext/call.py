@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from rnn_ext import loops, settings
+from rnn_ext import autocast, loops, settings
 from rnn_ext.autograd import differentiable, recurrent
 from rnn_ext.forms import Form
 from rnn_ext.frozen import kept_weights
@@ -52,8 +52,9 @@ def as_call(
     stack: what a Stack begins with.
     """
     if reason is None:
-        if torch._C._is_any_autocast_enabled():
-            input, states, weights = _autocast(input, states, weights)
+        if autocast.is_enabled():
+            input, cast, weights = autocast.cast_call(input, states or (), weights)
+            states = None if states is None else cast
         if input.numel() == 0:
             reason = "the input is empty"
         else:
@@ -91,8 +92,14 @@ def plain_call(
     sizes = module.input_size, module.hidden_size, state_size
     may_save = settings.checkpoint_steps() is None and not torch.is_inference_mode_enabled()
     batch_invariant = settings.is_batch_invariant()
+    parameters = module._parameters
+    if autocast.is_enabled():
+        cast = autocast.cast_plain(x, hx, parameters, names)
+        if cast is None:
+            return None
+        x, hx, parameters = cast
     how = batch_invariant, kept_weights(module), may_save
-    found = _C.plain_call(x, hx, batch_sizes, *form, module._parameters, names, *stack, *sizes, *how)
+    found = _C.plain_call(x, hx, batch_sizes, *form, parameters, names, *stack, *sizes, *how)
     if type(found) is list:
         return found
     if found is NotImplemented:
@@ -126,17 +133,3 @@ def run(call: Call, masks: list[Tensor], on_torch: Callable[[Call], Any], kept: 
     if input.numel() > 0 and not input.is_meta:  # else there is nothing to be slow at
         warn_slow(reason)
     return out
-
-
-def _autocast(input: Tensor, states: Sequence[Tensor] | None, weights: list[Tensor]):
-    """What autocast does to a function on its list of lower precision, here the same for every layer and cell."""
-    device = input.device.type
-    if not torch.is_autocast_enabled(device):
-        return input, states, weights
-    dtype = torch.get_autocast_dtype(device)
-
-    def cast(t):
-        return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
-
-    states = None if states is None else [cast(s) for s in states]
-    return cast(input), states, [cast(w) for w in weights]

@@ -37,8 +37,18 @@ class Captured(nn.Module):
         return twin
 
 
-def as_leaf(module: nn.Module, input: Proxy, hx: Any) -> Proxy:
+def proxy_in(input: Any, hx: Any) -> Proxy | None:
+    """What torch.fx records a call of a layer or cell by, or None if it records none."""
+    for argument in (input, *(hx if isinstance(hx, (tuple, list)) else (hx,))):
+        if isinstance(argument, Proxy):
+            return argument
+    return None
+
+
+def as_leaf(module: nn.Module, proxy: Proxy, input: Any, hx: Any) -> Proxy:
     """A call of the module as one node of the graph that torch.fx records.
+
+    proxy: any of the arguments that is one.
 
     torch.fx has gone into the module: it has recorded the module's hooks, and what a subclass does around our forward.
     Then the node is of our forward alone.
@@ -48,7 +58,7 @@ def as_leaf(module: nn.Module, input: Proxy, hx: Any) -> Proxy:
     """
     from rnn_ext.accelerate import THEIRS
 
-    tracer: Any = input.tracer
+    tracer: Any = proxy.tracer
     path = tracer.path_of_module(module)
     if not path:
         raise TraceError(f"rnn_ext: a {type(module).__name__} by itself has no graph; trace a model that contains it")

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy
 
 from rnn_ext import torch_path
 from rnn_ext.call import UNCHECKED, Call, as_call, plain_call, read_weights, run
-from rnn_ext.capture import Captured, as_leaf
+from rnn_ext.capture import Captured, as_leaf, proxy_in
 from rnn_ext.forms import STEP, STEP_OF_ONE
 from rnn_ext.frozen import kept_weights
 
@@ -30,11 +29,15 @@ class Cell(Captured, nn.RNNCellBase):
     _EXT_STATES: ClassVar[int] = 1
 
     def _ext_forward(self, input, hx):
-        if type(input) is not Tensor and isinstance(input, Proxy):
-            return as_leaf(self, input, hx)
-        stack, form = self._ext_stack(), STEP_OF_ONE if input.dim() == 1 else STEP
-        out = None if stack is None else plain_call(self, input, hx, None, form, _WEIGHTS, stack, self.hidden_size)
+        stack, out = self._ext_stack(), None
+        if stack is not None and isinstance(input, Tensor):
+            form = STEP_OF_ONE if input.dim() == 1 else STEP
+            out = plain_call(self, input, hx, None, form, _WEIGHTS, stack, self.hidden_size)
         if out is None:
+            proxy = proxy_in(input, hx)
+            if proxy is not None:
+                return as_leaf(self, proxy, input, hx)
+            form = STEP_OF_ONE if input.dim() == 1 else STEP
             out = form.results(run(self._ext_prepare(input, hx), [], self._ext_run_torch, kept_weights(self)))
         states = out[-self._EXT_STATES :]  # not y: backward needs that one, and a state may be changed in place
         return states[0] if self._EXT_STATES == 1 else tuple(states)

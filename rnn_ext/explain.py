@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnn_ext import autograd, checkpoint, ops, settings
+from rnn_ext import autograd, checkpoint, ops, settings, transforms
 from rnn_ext._load import _C
 from rnn_ext.base import Recurrent
 from rnn_ext.call import REFUSED, UNCHECKED, is_refusal
@@ -76,8 +76,8 @@ def explain(
 ) -> Explanation:
     """Tells which path, plan, instruction set and threads `module(input, hx)` takes here and now, and why.
 
-    This is the way of the call and of its gradient, inside `torch.func` transforms too. Forward-mode tangents and
-    gradients of gradients are computed on torch's operators.
+    This is the way of the call and of its gradient; inside `torch.func` transforms too, where a cell goes on torch's
+    operators. Forward-mode tangents and gradients of gradients are computed on these for all classes.
 
     Args:
         module: a layer or a cell of rnn_ext.
@@ -99,8 +99,11 @@ def explain(
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             module._ext_run_torch(call)
     threads = torch.get_num_threads()
-    if call.reason is not None:
-        return Explanation("torch", call.reason, None, None, threads, None)
+    reason = call.reason
+    if reason is None and isinstance(module, Cell) and transforms.are_active() and not call.stack.batch_invariant:
+        reason = "a transform of a cell takes less time on torch's operators"
+    if reason is not None:
+        return Explanation("torch", reason, None, None, threads, None)
     batch_sizes = [] if call.batch_sizes is None else call.batch_sizes.tolist()
     if batch_sizes:
         steps, batch = len(batch_sizes), batch_sizes[0]

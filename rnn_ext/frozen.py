@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rnn_ext import autocast
 from rnn_ext._load import _C
 
 # Of each frozen layer or cell: what `_C.forward` keeps its packed weights in.
@@ -17,7 +18,9 @@ _used = False  # whether anything was ever frozen: else there is nothing to look
 
 def kept_weights(module: nn.Module) -> Any:
     """Where the packed weights of this layer or cell are kept, or None if they are not."""
-    return _kept.get(module) if _used and not torch.compiler.is_compiling() else None
+    if not _used or torch.compiler.is_compiling() or autocast.is_enabled():
+        return None
+    return _kept.get(module)
 
 
 class frozen:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnn_ext import ops
+from rnn_ext import autocast, ops
 from rnn_ext.ops import _C
 
 ROWS = 64  # that wait at most: enough for a fast product, and less memory than a gradient of a weight
@@ -44,8 +44,8 @@ def token(x: Tensor, weights: list[Tensor], stack: tuple[str, int, bool]) -> Any
     Args:
         x: [B, I] or [1, B, I]. With many sequences, what waits is as large as the gradients.
         weights: of a cell, or a layer without a projection, whose gradient would need the weight once more. Those that
-            have to be computed differ from step to step, and of those that need no gradient nothing waits: then the
-            step is left to itself.
+            have to be computed differ from step to step (but what autocast makes of them does not), and of those that
+            need no gradient nothing waits: then the step is left to itself.
         stack: what a Stack begins with.
     """
     mode, num_layers, bidirectional = stack
@@ -55,7 +55,7 @@ def token(x: Tensor, weights: list[Tensor], stack: tuple[str, int, bool]) -> Any
     if num_layers > 1 or bidirectional or len(shape) == 3 and shape[0] > 1:
         return None
     for weight in weights:
-        if not (weight.requires_grad and weight.is_leaf):
+        if not (weight.requires_grad and (weight.is_leaf or autocast.keeps(weight))):
             return None
     key = (mode, *map(id, weights))
     reference = _tokens.get(key)

@@ -141,7 +141,6 @@ def _set_up_direct() -> None:
         handles: Any = torch._C._aoti  # type: ignore[attr-defined, unused-ignore]
         ways = handles.unsafe_alloc_void_ptrs_from_tensors, handles.alloc_tensors_by_stealing_from_void_ptrs
         _modes = (
-            torch._C._is_any_autocast_enabled,
             torch._C._is_tracing,
             torch._C._len_torch_dispatch_stack,
             torch._C._len_torch_function_stack,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
 from rnn_ext._load import has_cuda
 
@@ -36,7 +37,16 @@ def reason_for_torch(tensors: Sequence[Tensor]) -> str | None:
         return "traced by torch.jit"
     if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
         return "exported to ONNX"
+    if not torch.compiler.is_compiling() and _is_functionalized():
+        return "under torch.func.functionalize, which takes no custom Function"
     return None
+
+
+def _is_functionalized() -> bool:
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    innermost = _functorch.peek_interpreter_stack()
+    return innermost is not None and innermost.key() == _functorch.TransformType.Functionalize
 
 
 def warn_slow(reason: str) -> None:

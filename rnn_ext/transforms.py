@@ -8,7 +8,7 @@ With p the inputs and weights of a layer, f(p) its outputs, J the derivative of 
                    backward for v:           t with v for p_ is the gradient for u, grad_p <u, t> that for p
 
 so that first order runs on the kernels, and tangents and second order on torch's operators (tangents.py). How vmap
-turns into a larger batch stands in batching.py.
+turns into a larger batch stands in batching.py. One step of a cell is less work than these Functions: one_step.py.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from rnn_ext import batching, ops
+from rnn_ext import batching, one_step, ops
 from rnn_ext.ops import Stack
 from rnn_ext.tangents import tangent
 
 
 def recurrent(x, h_0, c_0, weights, batch_sizes, masks, stack: Stack) -> tuple[Tensor, ...]:
     """`rnn_ext.autograd.recurrent` for any transform, one operator call for each layer; arguments as there."""
-    if batch_sizes is None and x.dim() == 2:  # one step
+    if _is_step(x, batch_sizes):
+        if not stack.batch_invariant:  # which promises bits
+            h, *c = one_step.step(stack, x, h_0, c_0, weights)
+            return h, h, *c
         h_0, c_0 = (None if s is None else s.unsqueeze(0) for s in (h_0, c_0))
         return tuple(t.squeeze(0) for t in recurrent(x.unsqueeze(0), h_0, c_0, weights, None, masks, stack))
     layer = Stack(stack.mode, 1, stack.bidirectional, stack.batch_invariant)
@@ -44,6 +47,15 @@ def recurrent(x, h_0, c_0, weights, batch_sizes, masks, stack: Stack) -> tuple[T
     return x, *(torch.cat(final) for final in zip(*finals, strict=True))
 
 
+def are_active() -> bool:
+    """Whether a call just now is inside of a transform or a level of forward mode."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _is_step(x, batch_sizes) -> bool:
+    return batch_sizes is None and x.dim() == 2
+
+
 def gradients(d_outputs, x, h_0, c_0, weights, batch_sizes, masks, stack, needs):
     """The gradients that the backward operator gives, but such that any transform of them is right.
 
@@ -52,6 +64,8 @@ def gradients(d_outputs, x, h_0, c_0, weights, batch_sizes, masks, stack, needs)
         x, ...: as for `recurrent`.
         needs: which gradients are wanted: of x, h_0, c_0 and all weights.
     """
+    if _is_step(x, batch_sizes) and not stack.batch_invariant and not are_active():
+        return one_step.gradients(d_outputs[1:], x, h_0, c_0, weights, stack, needs)
     primals = [x, h_0, c_0, *weights]
     wanted = [i for i, need in enumerate((*needs[:3], *[needs[3]] * len(weights))) if need]
 
@@ -75,14 +89,10 @@ def gradients_of_call(wanted, by_kernels, d_outputs, x, h_0, c_0, weights, batch
         return [None] * len(wanted)
     needs = (*wanted[:3], any(wanted[3 + len(masks) :]))
     args = d_outputs, x, h_0, c_0, weights, batch_sizes, masks, stack, needs
-    if (
-        torch.is_grad_enabled()  # a gradient of this gradient may be asked for
-        or torch._C._are_functorch_transforms_active()  # dy may be a batch of them
-        or forward_ad._current_level >= 0  # dy may have a tangent
-    ):
-        found = gradients(*args)
-    elif not is_compiling() and any(d is not None and is_legacy_batchedtensor(d) for d in d_outputs):
+    if not is_compiling() and any(d is not None and is_legacy_batchedtensor(d) for d in d_outputs):
         found = _in_older_vmap(*args)
+    elif torch.is_grad_enabled() or are_active():  # somebody may differentiate this, or dy have a batch or a tangent
+        found = gradients(*args)
     else:
         found = by_kernels(needs)
         if x.dtype in (torch.bfloat16, torch.float16):
@@ -100,7 +110,7 @@ def _in_older_vmap(d_outputs, *args):
     values = [torch._remove_batch_dim(d, level, 1, 0) if b else d for d, b in zip(d_outputs, batched, strict=True)]
     in_dims = tuple(0 if b else None for b in batched)
     results = torch.func.vmap(lambda *d: gradients(d, *args), in_dims)(*values)
-    return [torch._add_batch_dim(r, 0, level) for r in results]
+    return [torch._add_batch_dim(r.contiguous(), 0, level) for r in results]
 
 
 def _for_outer_levels(jvp):

@@ -57,6 +57,30 @@ def test_a_layer_is_a_leaf_of_a_symbolic_trace(layer):
     assert_all_close(results(traced, x), results(model, x))
 
 
+class Decoder(nn.Module):
+    """Whose input is its own, and the state that of its caller."""
+
+    def __init__(self, layer: nn.Module, several: bool, start: Tensor) -> None:
+        super().__init__()
+        self.layer, self.several = layer, several
+        self.register_buffer("start", start)
+
+    def forward(self, h, c=None):
+        return self.layer(self.start, (h, c) if self.several else h)
+
+
+@promise("Around it", "`torch.fx.symbolic_trace` keeps a layer as one call")
+@each_module
+def test_a_layer_of_which_the_state_alone_is_traced_is_a_leaf(layer):
+    module, several = layer.make_ours(5, 6), len(layer.states) > 1
+    states = [torch.randn(s[1:] if layer.is_cell else s) for s in layer.state_shapes(1, 2, 6)]
+    model = Decoder(module, several, layer.random_input(5))
+    traced = torch.fx.symbolic_trace(model)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["layer"]
+    found, expected = traced(*states), model(*states)
+    assert_all_close(torch.utils._pytree.tree_leaves(found), torch.utils._pytree.tree_leaves(expected))
+
+
 @pytest.mark.parametrize("kind", ["forward hook", "forward pre-hook", "subclass"])
 @each_module
 def test_what_is_around_a_layers_forward_is_traced_once(layer, kind):

@@ -10,6 +10,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_state, vmap
 
+import rnn_ext
 from rnn_ext import ops
 from tests import plain
 from tests.contract import promise
@@ -19,6 +20,7 @@ from tests.test_gradients import as_function
 from tests.tolerances import assert_all_close, assert_close
 
 each_layer_and_cell = pytest.mark.parametrize("layer", LAYERS + CELLS, ids=str)
+each_cell = pytest.mark.parametrize("cell", CELLS, ids=str)
 
 SMALL = dict(input_size=2, hidden_size=3, dtype=torch.float64, lengths=(3, 3))
 OPTIONS = {
@@ -106,6 +108,16 @@ def vmap_of_backward(f, values):
     return gradients, vmap(lambda dy: torch.autograd.grad(y, leaves, dy, retain_graph=True))(dy)
 
 
+def batched_backward_with_a_graph(f, values):
+    """Several gradients at once, and their gradient."""
+    leaves = [v.clone().requires_grad_() for v in values]
+    y = f(*leaves)[0]
+    [dy] = varied([torch.stack([y, y])], 5)
+    gradients = torch.autograd.grad(y, leaves, dy, is_grads_batched=True, create_graph=True)
+    assert all(g.is_contiguous() for g in gradients)
+    return gradients, torch.autograd.grad(sum(g.square().sum() for g in gradients), leaves)
+
+
 def nested(f, values):
     """Over x inside, over the last weight and x outside."""
     dims = (0, *[None] * (len(values) - 2), 0)
@@ -141,7 +153,12 @@ TRANSFORMS = {
     "forward mode": forward_mode,
     "gradient in forward mode": gradient_in_forward_mode,
     "vmap of backward": vmap_of_backward,
+    "batched backward with a graph": batched_backward_with_a_graph,
 }  # fmt: skip
+
+
+def assert_same_bits(actual, expected) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 def flat(results) -> list[torch.Tensor]:
@@ -186,10 +203,24 @@ def test_a_transform_of_a_layer_is_right(layer, options, transform):
     assert_a_transform_is_right(replace(Case(layer, **SMALL), **options), transform)
 
 
-@each_meeting(cell=CELLS, options=CELL_OPTIONS, transform=EVERY_TRANSFORM)
+@each_meeting(cell=CELLS, options=CELL_OPTIONS, transform=EVERY_TRANSFORM, batch_invariant=[False, True])
 @pytest.mark.filterwarnings("error::rnn_ext.SlowPathWarning")
-def test_a_transform_of_a_cell_is_right(cell, options, transform):
-    assert_a_transform_is_right(replace(Case(cell, **SMALL), **options), transform)
+def test_a_transform_of_a_cell_is_right(cell, options, transform, batch_invariant):
+    with rnn_ext.batch_invariant(batch_invariant):
+        assert_a_transform_is_right(replace(Case(cell, **SMALL), **options), transform)
+
+
+@each_layer_and_cell
+@pytest.mark.filterwarnings("ignore::rnn_ext.SlowPathWarning")
+def test_functionalize_takes_torchs_operator_and_says_so(layer):
+    module, x = layer.make_ours(4, 3), layer.random_input(4)
+    functional = torch.func.functionalize(module)
+    assert_all_close(flat(functional(x)), flat(module(x)))
+    found = gradients_of(module, layer.total(functional(x)))
+    assert_all_close(found, gradients_of(module, layer.total(module(x))))
+    reasons = []
+    torch.func.functionalize(lambda x: reasons.append(rnn_ext.explain(module, x).reason) or x)(x)
+    assert "functionalize" in reasons[0]
 
 
 # What it takes
@@ -201,18 +232,26 @@ def operator_calls(note_calls):
     return note_calls(ops, "forward", "backward")
 
 
-@each_layer_and_cell
+@each_layer
 def test_vmap_over_inputs_is_one_operator_call(layer, operator_calls):
-    module = layer.make_ours(4, 3)
-    x = torch.randn(6, 2, 4) if layer.is_cell else torch.randn(6, 5, 2, 4)
-    vmap(module)(x)
+    vmap(layer.make_ours(4, 3))(torch.randn(6, 5, 2, 4))
     assert operator_calls == ["forward"]
 
 
-@each_layer_and_cell
+@each_cell
+def test_a_cell_under_a_transform_is_some_of_torchs_operators_unless_bits_are_promised(cell, operator_calls):
+    module, x = cell.make_ours(4, 3), torch.randn(6, 2, 4)
+    vmap(module)(x)
+    assert operator_calls == []
+    with rnn_ext.batch_invariant():
+        found = vmap(module)(x)
+        assert operator_calls == ["forward"]
+        assert_same_bits([t.flatten(0, 1) for t in flat(found)], flat(module(x.flatten(0, 1))))
+
+
+@each_layer
 def test_gradients_per_sample_are_one_backward_operator_call(layer, operator_calls):
-    module = layer.make_ours(4, 3)
-    x = torch.randn(6, 4) if layer.is_cell else torch.randn(6, 5, 4)
+    module, x = layer.make_ours(4, 3), torch.randn(6, 5, 4)
 
     def loss(weights, x):
         return layer.named_outputs(functional_call(module, weights, (x,)))["h_n"].square().sum()
