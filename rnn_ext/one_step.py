@@ -34,21 +34,6 @@ def step(
     return _CELLS[stack.mode](linear(x, w_ih, b_ih), linear(states[0], w_hh, b_hh), *states)
 
 
-def gradients(d_outputs, x, h_0, c_0, weights, stack: Stack, needs) -> list[Tensor]:
-    """The gradients that the backward operator gives for a step, but with a graph of their own; arguments as there.
-
-    d_outputs: gradients of h' and c', or None for zeros.
-    """
-    with torch.enable_grad():
-        # What one of them is made of another does not matter here.
-        primals: list[Any] = [None if t is None else t.view_as(t) for t in (x, h_0, c_0, *weights)]
-        outputs = step(stack, primals[0], primals[1], primals[2], primals[3:])
-    wanted = [t for t, need in zip(primals, (*needs[:3], *[needs[3]] * len(weights)), strict=True) if need]
-    given = [(o, d) for o, d in zip(outputs, d_outputs, strict=False) if d is not None]
-    roots, d_roots = zip(*given, strict=True)
-    return list(torch.autograd.grad(roots, wanted, d_roots, create_graph=True, materialize_grads=True))
-
-
 # The cells; a is the input's part of the pre-activations, b that of h.
 
 

@@ -21,7 +21,7 @@ from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from rnn_ext import batching, one_step, ops
+from rnn_ext import batching, one_step, ops, second_order
 from rnn_ext.ops import Stack
 from rnn_ext.tangents import tangent
 
@@ -64,8 +64,8 @@ def gradients(d_outputs, x, h_0, c_0, weights, batch_sizes, masks, stack, needs)
         x, ...: as for `recurrent`.
         needs: which gradients are wanted: of x, h_0, c_0 and all weights.
     """
-    if _is_step(x, batch_sizes) and not stack.batch_invariant and not are_active():
-        return one_step.gradients(d_outputs[1:], x, h_0, c_0, weights, stack, needs)
+    if not (stack.batch_invariant or are_active() or is_compiling()):
+        return second_order.gradients(d_outputs, x, h_0, c_0, weights, batch_sizes, masks, stack, needs)
     primals = [x, h_0, c_0, *weights]
     wanted = [i for i, need in enumerate((*needs[:3], *[needs[3]] * len(weights))) if need]
 

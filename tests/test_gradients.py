@@ -9,6 +9,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
+import rnn_ext
 from tests.contract import promise
 from tests.subject import HALVES, Case, each_layer
 from tests.tolerances import assert_same_vector
@@ -68,10 +69,12 @@ def test_gradcheck_fast_at_larger_sizes(layer, options, hidden_size):
 @promise("Autograd", "`gradcheck` and `gradgradcheck`")
 @each_layer
 @each_option
-def test_gradgradcheck(layer, options):
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_gradgradcheck(layer, options, batch_invariant):
     case = replace(Case(layer, 2, 2, dtype=torch.float64, lengths=(3, 3)), **options)
     call, values = as_function(case)
-    assert gradgradcheck(call, values, fast_mode=True)
+    with rnn_ext.batch_invariant(batch_invariant):
+        assert gradgradcheck(call, values, fast_mode=True)
 
 
 @each_layer
