@@ -53,6 +53,8 @@ constexpr int64_t kWavefrontTime = 64, kWavefrontSequences = 4, kWavefrontSequen
 constexpr int64_t kWavefrontBytes = 256 * 1024;
 
 constexpr int64_t kInputsPerState = 4, kRowsBeforeLoop = 1024;
+// Of a pipeline's chunk, at least: tried out at B 1 to 7, T 30 to 1000, two threads.
+constexpr int64_t kStepsOfPipeline = 8, kRowsOfPipeline = 16;
 
 // Steps that make up about `rows` rows.
 int64_t steps_for(const Sequences& seq, int64_t rows) {
@@ -187,10 +189,13 @@ Plan make_plan(const Sequences& seq, const Shape& shape, int gates, DType dtype,
     plan.split = Split::batch;
   else if (layers)
     plan.split = Split::layer;
-  // No sum depends on these steps. Where one worker has the loop and hardly anything to do in it, all of them share the
-  // products of a chunk before it: the longer, the better.
+  // No sum depends on these steps. Where one worker has the loop, it waits for the products of the first chunk. But where
+  // it has hardly anything to do in the loop, all of them share these products: the longer, the better.
   if (plan.split == Split::none && shape.I >= kInputsPerState * shape.P)
     plan.forward_steps = steps_for(seq, std::max(forward_rows, kRowsBeforeLoop));
+  else if (plan.split == Split::none && plan.multiply == Multiply::fma)
+    plan.forward_steps = std::min(
+        steps_for(seq, forward_rows), std::max({seq.T / 16, kStepsOfPipeline, steps_for(seq, kRowsOfPipeline)}));
   if (plan.split == Split::layer) plan.forward_steps = plan.wavefront_steps = std::clamp<int64_t>(seq.T / 16, 8, 16);
   return plan;
 }
