@@ -256,6 +256,27 @@ def test_shares_of_the_units_give_the_bits_of_all_units(layer, dtype, shape, bid
         assert_bitwise_equal(result, results[0])
 
 
+# One time loop and many inputs, in several chunks: forward and backward the worker with the loop has products as well.
+PIPELINES = [(2, 300, 150, 17), (1, 2100, 170, 20)]
+
+
+@pytest.mark.sanitize
+@each_layer
+@each_dtype
+@pytest.mark.parametrize("shape", PIPELINES, ids=str)
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_products_beside_one_time_loop_give_the_bits_of_one_thread(layer, dtype, shape, packed):
+    size, time, *_ = shape
+    batch, results, plans = Batch(layer, shape, dtype, torch.tensor([time, 90][:size]) if packed else None), [], []
+    for threads in (1, 2, 3, 5):
+        torch.set_num_threads(threads)
+        plans.append(batch.plan())
+        results.append(batch.run())
+    assert plans == ["serial"] + ["pipeline"] * 3
+    for result in results[1:]:
+        assert_bitwise_equal(result, results[0])
+
+
 # Few sequences of many steps through several layers, which more than one thread runs as a wavefront: with more layers
 # than threads and fewer, in one chunk of the gradients and in several, with steps to spare.
 WAVEFRONTS = [(1, 600, 20, 48, 2), (2, 101, 65, 64, 3), (2, 301, 33, 33, 5)]

@@ -136,6 +136,9 @@ void sum_biases(const CellFacts& cell, T* bias, int64_t ld, const Shape& shape, 
     }
 }
 
+// What mostly_products asks for; tried out at 2 to 18 inputs of each, one to five sequences, two threads.
+constexpr int64_t kManyInputsForward = 8, kManyInputsBackward = 4;
+
 // Args is ForwardArgs or BackwardArgs.
 template <class S, class Args>
 struct Layer {
@@ -145,6 +148,12 @@ struct Layer {
 
   int64_t outputs() const { return args.shape.D * args.shape.P; }
   int64_t inputs() const { return l == 0 ? args.shape.I : outputs(); }
+  // Whether the products of the chunk behind chunk c take longer, by far, than the loop of c: so many inputs are there for
+  // each number of h.
+  bool mostly_products(const Chunks& chunks, int64_t c, int64_t inputs_of_each) const {
+    if (c + 1 >= chunks.count()) return false;
+    return inputs() * chunks.at(0, c + 1).size() >= inputs_of_each * args.shape.P * chunks.at(0, c).size();
+  }
   const LayerWeights& weights(int64_t d) const { return args.weights[l * args.shape.D + d]; }
 
   int64_t active(int64_t d, int64_t s) const { return args.seq.active(d, s); }

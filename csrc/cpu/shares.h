@@ -2,13 +2,15 @@
 
 // Loops and large products run at the same time: while a chunk is in its time loop, the products of a neighbouring
 // one are computed, but for forward where each worker has them for itself (projects_own_input). Where the loop cannot use
-// all workers, one takes the loop and the others the products.
+// all workers, one takes the loop and the others the products; that one its share of them, too, behind its loop, where they
+// take much longer (mostly_products in layer.h).
 struct Roles {
   Team loop;       // divides the time loop as the plan says; size 0 for a worker that has no part in it
   Team products;   // size 0 likewise
   int64_t first_direction, directions;  // those whose loop this worker takes part in
 
-  Roles(const Team& all, const Plan& plan, int64_t D) : loop(all), products(all), first_direction(0), directions(D) {
+  Roles(const Team& all, const Plan& plan, int64_t D, bool mostly_products = false)
+      : loop(all), products(all), first_direction(0), directions(D) {
     if (all.size == 1) return;
     if (plan.split_directions) {
       loop = all.half();
@@ -18,7 +20,7 @@ struct Roles {
     if (plan.split == Split::none && loop.size > 1) {
       if (loop.rank > 0) loop.size = 0;
       else loop.size = 1;
-      if (!plan.split_directions) {
+      if (!plan.split_directions && !mostly_products) {
         if (all.rank == 0) products.size = 0;
         else products = Team{all.rank - 1, all.size - 1, all.barrier + 3};
       }

@@ -5,7 +5,6 @@ template <class Pass>
 void run_layers(const ForwardArgs& args, const typename Pass::CellOf& cell, const Team& all) {
   Pass pass(args, cell);
   Balance balance(all, args.plan, pass.paces_of_workers());
-  const Roles roles(balance.team, args.plan, args.shape.D);
   const Chunks chunks(args.seq, args.plan.forward_steps);
   const bool own_input = projects_own_input(args.plan, all.size);
   const bool alone = own_input && args.plan.split != Split::batch;  // no worker needs anything of another one
@@ -21,6 +20,7 @@ void run_layers(const ForwardArgs& args, const typename Pass::CellOf& cell, cons
       balance.wait();
     }
     for (int64_t c = 0; c < chunks.count(); ++c) {
+      const Roles roles(balance.team, args.plan, args.shape.D, layer.mostly_products(chunks, c, kManyInputsForward));
       if (roles.loop.size > 0)
         for (int64_t i = 0; i < roles.directions; ++i) {
           const int64_t d = roles.first_direction + i;
@@ -39,7 +39,6 @@ template <class Pass>
 void run_layers(const BackwardArgs& args, const typename Pass::CellOf& cell, const Team& all) {
   Pass pass(args, cell);
   Balance balance(all, args.plan, pass.paces_of_workers());
-  const Roles roles(balance.team, args.plan, args.shape.D);
   const Chunks chunks(args.seq, args.plan.backward_steps);
   const auto products = [&](const typename Pass::L& layer, int64_t c, const Team& team) {
     for (int64_t d = 0; d < args.shape.D; ++d) {
@@ -54,6 +53,7 @@ void run_layers(const BackwardArgs& args, const typename Pass::CellOf& cell, con
     pass.prepare(layer, all);
     balance.start();
     for (int64_t c = chunks.count() - 1; c >= 0; --c) {
+      const Roles roles(balance.team, args.plan, args.shape.D, layer.mostly_products(chunks, c, kManyInputsBackward));
       if (roles.loop.size > 0)
         for (int64_t i = 0; i < roles.directions; ++i) {
           const int64_t d = roles.first_direction + i;
