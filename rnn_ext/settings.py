@@ -97,9 +97,10 @@ class batch_invariant(_Switch):
     Calls with few rows use the weights as they lie and so sum in another order: no more than four rows (sequences times
     steps), or for a cell and any call of one step a twelfth of the input size and of the hidden size (in bfloat16 and
     float16 a quarter of that; in float32 on AVX2 ten at most, in bfloat16 with AMD's AVX512_BF16 four). And where the
-    machine has AMX, large batches multiply on its tiles. On CUDA the order of every sum may follow the batch. Switched on,
-    it also keeps on the kernels what else goes to torch's operators: a cell inside a transform, and gradients that have a
-    graph (`create_graph=True`).
+    machine has AMX, large batches multiply on its tiles. On CUDA the order of every sum may follow the batch.
+
+    Switched on, it also keeps on the kernels what else goes to torch's operators: a cell inside a transform, and
+    gradients that have a graph (`create_graph=True`).
 
     Args:
         enabled: on (the default) or off.
