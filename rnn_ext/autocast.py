@@ -79,6 +79,8 @@ def _cast_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
     found = _casts.get(key)
     if found is not None and found.weight() is weight and found.version == weight._version:
         return found.result
+    if found is not None:
+        _results.pop(id(found.result), None)
     result = weight.to(dtype)
     if _mark_block(weight.device):
         _casts[key] = _Cast(weakref.ref(weight), weight._version, result)

@@ -125,6 +125,15 @@ def test_nothing_is_kept_behind_a_block():
     assert not autocast._casts and not autocast._results
 
 
+def test_one_cast_of_a_weight_is_kept_however_often_it_changes_in_a_block():
+    module, x = rnn_ext.GRUCell(SIZE, 3), torch.randn(2, SIZE)
+    with torch.no_grad(), under_autocast():
+        for _ in range(3):
+            module(x)
+            module.weight_ih.mul_(2)
+        assert len(autocast._casts) == len(autocast._results) == 4
+
+
 def test_a_cast_without_a_graph_is_not_used_where_there_must_be_one():
     module, x = rnn_ext.GRUCell(SIZE, 3), torch.randn(2, SIZE)
     with under_autocast():
