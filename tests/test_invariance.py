@@ -82,6 +82,18 @@ def assert_bitwise_equal(actual: dict, expected: dict) -> None:
         assert torch.equal(actual[name], tensor), f"{name}: {(actual[name] != tensor).sum()} elements differ"
 
 
+def plans_of_the_same_bits(batch: Batch, *counts: int) -> list[str]:
+    """The plans with so many threads, all of which must give the same bits."""
+    plans, results = [], []
+    for threads in counts:
+        torch.set_num_threads(threads)
+        plans.append(batch.plan())
+        results.append(batch.run())
+    for result in results[1:]:
+        assert_bitwise_equal(result, results[0])
+    return plans
+
+
 def assert_each_part_alone_is_its_part_of_the_whole(batch: Batch, invariant: bool = True) -> None:
     size = batch.x.shape[1]
     every = list(range(size))
@@ -245,15 +257,9 @@ SPLITS = [(1, 40, 5, 200), (3, 11, 33, 333), (1, 260, 9, 168)]
 @pytest.mark.parametrize("shape", SPLITS, ids=str)
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["one direction", "both directions"])
 def test_shares_of_the_units_give_the_bits_of_all_units(layer, dtype, shape, bidirectional):
-    batch, results, plans = Batch(layer, shape, dtype, bidirectional=bidirectional), [], []
-    for threads in (1, 2, 3, 5):
-        torch.set_num_threads(threads)
-        plans.append(rnn_ext.explain(batch.module, batch.x).plan)
-        results.append(batch.run())
+    plans = plans_of_the_same_bits(Batch(layer, shape, dtype, bidirectional=bidirectional), 1, 2, 3, 5)
     if rnn_ext._C.float32_product() != "amx":  # on tiles it takes more work than this
         assert any(plan.endswith("hidden split") for plan in plans) != layer.projected
-    for result in results[1:]:
-        assert_bitwise_equal(result, results[0])
 
 
 # One time loop and many inputs, in several chunks: forward and backward the worker with the loop has products as well.
@@ -267,14 +273,8 @@ PIPELINES = [(2, 300, 150, 17), (1, 2100, 170, 20)]
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 def test_products_beside_one_time_loop_give_the_bits_of_one_thread(layer, dtype, shape, packed):
     size, time, *_ = shape
-    batch, results, plans = Batch(layer, shape, dtype, torch.tensor([time, 90][:size]) if packed else None), [], []
-    for threads in (1, 2, 3, 5):
-        torch.set_num_threads(threads)
-        plans.append(batch.plan())
-        results.append(batch.run())
-    assert plans == ["serial"] + ["pipeline"] * 3
-    for result in results[1:]:
-        assert_bitwise_equal(result, results[0])
+    batch = Batch(layer, shape, dtype, torch.tensor([time, 90][:size]) if packed else None)
+    assert plans_of_the_same_bits(batch, 1, 2, 3, 5) == ["serial"] + ["pipeline"] * 3
 
 
 # Few sequences of many steps through several layers, which more than one thread runs as a wavefront: with more layers
@@ -296,14 +296,8 @@ def wavefront_of(layer: Layer, wavefront, dtype, packed=False) -> Batch:
 @each_wavefront
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 def test_layers_at_once_give_the_bits_of_layers_one_after_the_other(layer, dtype, wavefront, packed):
-    batch, results, plans = wavefront_of(layer, wavefront, dtype, packed), [], []
-    for threads in (1, 2, 3, 7):
-        torch.set_num_threads(threads)
-        plans.append(rnn_ext.explain(batch.module, batch.x).plan)
-        results.append(batch.run())
-    assert plans == ["serial"] + ["layer wavefront"] * 3
-    for result in results[1:]:
-        assert_bitwise_equal(result, results[0])
+    batch = wavefront_of(layer, wavefront, dtype, packed)
+    assert plans_of_the_same_bits(batch, 1, 2, 3, 7) == ["serial"] + ["layer wavefront"] * 3
 
 
 @each_layer
